@@ -1,0 +1,105 @@
+use super::*;
+
+fn put(id: RequestId, key: &'static str, value: &'static str) -> Operation {
+    let put = PutRequest {
+        key: key.into(),
+        value: value.into(),
+        ..Default::default()
+    };
+    Operation::new(id, Action::Put(put))
+}
+
+fn entry(operations: &[Operation]) -> Bytes {
+    let encoded: Vec<Bytes> = operations.iter().map(encode_operation).collect();
+    encode_entry(encoded.iter().map(|bytes| &bytes[..])).into()
+}
+
+#[test]
+fn a_single_operation_has_golden_bytes() {
+    let data = entry(&[put(7, "k", "v")]);
+    let golden: &[u8] = &[
+        0x8f, 0x01, // envelope, version 1
+        0x0a, 0x0d, // single, 13 bytes
+        0xa2, 0x06, 0x02, 0x08, 0x07, // header { id: 7 }
+        0x22, 0x06, 0x0a, 0x01, b'k', 0x12, 0x01, b'v', // put { key, value }
+    ];
+    // The order of the two fields inside is prost's (declaration order by tag), so compare what they mean as well.
+    assert_eq!(
+        decode_entry(&Bytes::from_static(golden)).unwrap(),
+        vec![put(7, "k", "v")]
+    );
+    assert_eq!(data.len(), golden.len());
+    assert_eq!(decode_entry(&data).unwrap(), vec![put(7, "k", "v")]);
+}
+
+#[test]
+fn a_batch_has_golden_bytes() {
+    let golden: &[u8] = &[
+        0x8f, 0x01, // envelope, version 1
+        0x12, 0x1e, // batch, 30 bytes
+        0x0a, 0x0d, 0x22, 0x06, 0x0a, 0x01, b'a', 0x12, 0x01, b'1', 0xa2, 0x06, 0x02, 0x08, 0x01, //
+        0x0a, 0x0d, 0x22, 0x06, 0x0a, 0x01, b'b', 0x12, 0x01, b'2', 0xa2, 0x06, 0x02, 0x08, 0x02,
+    ];
+    let operations = vec![put(1, "a", "1"), put(2, "b", "2")];
+    assert_eq!(entry(&operations), golden);
+    assert_eq!(decode_entry(&Bytes::from_static(golden)).unwrap(), operations);
+    // What we write by hand is what prost would write.
+    let batch = RaftMessage {
+        payload: Some(Payload::Batch(Batch { operations })),
+    };
+    assert_eq!(batch.encode_to_vec(), golden[2..]);
+}
+
+#[test]
+fn a_bare_operation_is_read() {
+    // As etcd's WAL holds it: InternalRaftRequest { header { ID: 9 }, delete_range { key: "k", range_end: "l" } }.
+    let golden: &[u8] = &[
+        0xa2, 0x06, 0x02, 0x08, 0x09, 0x2a, 0x06, 0x0a, 0x01, b'k', 0x12, 0x01, b'l',
+    ];
+    let operations = decode_entry(&Bytes::from_static(golden)).unwrap();
+    let delete = DeleteRangeRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        prev_kv: false,
+    };
+    assert_eq!(operations, vec![Operation::new(9, Action::DeleteRange(delete))]);
+}
+
+#[test]
+fn empty_data_is_no_operation() {
+    assert_eq!(decode_entry(&Bytes::new()).unwrap(), vec![]);
+}
+
+#[test]
+fn what_is_not_known_is_refused() {
+    assert_eq!(
+        decode_entry(&Bytes::from_static(&[MAGIC, 2, 0])),
+        Err(DecodeError::NewerVersion { found: 2 })
+    );
+    for bytes in [
+        &[MAGIC][..],
+        &[MAGIC, 0],
+        &[MAGIC, 1],
+        &[MAGIC, 1, 0x0a, 0x7f],
+        // An operation whose action we do not know (field 2000).
+        &[0x82, 0x7d, 0x00],
+        // A batch with such an operation among its own.
+        &[MAGIC, 1, 0x12, 0x05, 0x0a, 0x03, 0x82, 0x7d, 0x00],
+        b"{\"key\":1}",
+        &[0xff; 40],
+        &[0x00],
+        &[0x01],
+    ] {
+        let error = decode_entry(&Bytes::copy_from_slice(bytes)).unwrap_err();
+        assert!(matches!(error, DecodeError::Unknown { .. }), "{bytes:x?}: {error}");
+    }
+}
+
+/// Cutting an entry anywhere is noticed, whatever its form.
+#[test]
+fn no_prefix_of_an_entry_is_an_entry() {
+    let data = entry(&[put(1, "alpha", "one"), put(2, "beta", "two")]);
+    for length in 1..data.len() {
+        assert!(decode_entry(&data.slice(..length)).is_err(), "{length}");
+    }
+}

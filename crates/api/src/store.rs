@@ -1,0 +1,237 @@
+//! The handle through which every front end reaches the store.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+
+use crate::kv::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, Event, KeyValue, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
+    LeaseTimeToLiveResponse, Member, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
+    TxnResponse,
+};
+use crate::{LeaseId, Limits, MemberId, Result, Revision};
+
+/// One copy of the data, one order of revisions, whatever the protocol.
+///
+/// Requests must have passed their own `validate`. Every method may answer any error of Unavailable kind. Replies carry
+/// complete headers. Dropping a future gives its result up, not the operation: a proposal may still be carried out.
+pub trait Store: Clone + Send + Sync + 'static {
+    /// A stream of watchers.
+    type Watch: WatchStream;
+
+    /// Reads keys: linearizably, unless the request says serializable.
+    fn range(&self, request: RangeRequest) -> impl Future<Output = Result<RangeResponse>> + Send;
+
+    /// Reads one page of a range in key order, without counting what lies beyond it: the building block of streams.
+    fn scan(&self, request: ScanRequest) -> impl Future<Output = Result<ScanPage>> + Send;
+
+    /// Writes a key.
+    fn put(&self, request: PutRequest) -> impl Future<Output = Result<PutResponse>> + Send;
+
+    /// Deletes keys.
+    fn delete_range(&self, request: DeleteRangeRequest) -> impl Future<Output = Result<DeleteRangeResponse>> + Send;
+
+    /// Carries out a transaction.
+    fn txn(&self, request: TxnRequest) -> impl Future<Output = Result<TxnResponse>> + Send;
+
+    /// Forgets history.
+    fn compact(&self, request: CompactionRequest) -> impl Future<Output = Result<CompactionResponse>> + Send;
+
+    /// Creates a lease.
+    fn lease_grant(&self, request: LeaseGrantRequest) -> impl Future<Output = Result<LeaseGrantResponse>> + Send;
+
+    /// Ends a lease.
+    fn lease_revoke(&self, request: LeaseRevokeRequest) -> impl Future<Output = Result<LeaseRevokeResponse>> + Send;
+
+    /// Lets a lease live for its whole time again; a TTL of 0 in the reply says that there is no such lease.
+    fn lease_keep_alive(&self, id: LeaseId) -> impl Future<Output = Result<LeaseKeepAliveResponse>> + Send;
+
+    /// How long a lease has left; a TTL of -1 in the reply says that there is no such lease.
+    fn lease_time_to_live(
+        &self,
+        id: LeaseId,
+        keys: bool,
+    ) -> impl Future<Output = Result<LeaseTimeToLiveResponse>> + Send;
+
+    /// All leases.
+    fn lease_leases(&self) -> impl Future<Output = Result<LeaseLeasesResponse>> + Send;
+
+    /// A new stream without watchers.
+    fn watch(&self) -> Self::Watch;
+
+    /// The members, after a read index when `linearizable`.
+    fn members(&self, linearizable: bool) -> impl Future<Output = Result<(ResponseHeader, Vec<Member>)>> + Send;
+
+    /// How this member is.
+    fn status(&self) -> Status;
+
+    /// A header that carries the current revision.
+    fn header(&self) -> ResponseHeader;
+
+    /// The limits that requests are held against.
+    fn limits(&self) -> &Limits;
+}
+
+/// Asks for one page of a range.
+#[derive(Debug, Clone, Default)]
+pub struct ScanRequest {
+    /// The first key.
+    pub key: Bytes,
+    /// The end of the range, in etcd's notation (see [`crate::Span::new`]).
+    pub range_end: Bytes,
+    /// The revision to read at; 0 for the newest, after a read index unless `serializable`.
+    pub revision: Revision,
+    /// Answer from this member's state at once.
+    pub serializable: bool,
+    /// Leave the values out.
+    pub keys_only: bool,
+    /// Most keys; at least 1.
+    pub keys_max: usize,
+    /// Most bytes of keys and values; exceeded by one key at most.
+    pub bytes_max: usize,
+}
+
+/// One page of a range.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ScanPage {
+    /// The revision that was read at: pin it for the following pages.
+    pub revision: Revision,
+    /// The store's own revision, for the header.
+    pub header: ResponseHeader,
+    /// The keys, in order.
+    pub kvs: Vec<KeyValue>,
+    /// Whether keys are left; the next page begins right after the last key.
+    pub more: bool,
+}
+
+/// How a member is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Status {
+    /// Who answers, and the store's revision.
+    pub header: ResponseHeader,
+    /// Bytes that the store occupies on disk.
+    pub db_bytes: u64,
+    /// Bytes of it that hold live data.
+    pub db_in_use_bytes: u64,
+    /// Bytes that it may occupy; 0 when there is no such limit.
+    pub db_quota_bytes: u64,
+    /// The leader; 0 when none is known.
+    pub leader: MemberId,
+    /// The last committed index that this member knows of.
+    pub raft_index: u64,
+    /// The index that this member has applied.
+    pub raft_applied_index: u64,
+    /// Whether this member has no vote.
+    pub is_learner: bool,
+    /// What is wrong, in etcd's words; empty when nothing is.
+    pub errors: Vec<String>,
+    /// Active alarms.
+    pub alarms: Vec<Alarm>,
+}
+
+/// A condition that an operator must look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// The disk of a member is full: writes are refused.
+    NoSpace(MemberId),
+    /// The data of a member is damaged.
+    Corrupt(MemberId),
+}
+
+/// What a watcher wants to see.
+#[derive(Debug, Clone, Default)]
+pub struct WatchCreate {
+    /// Its id within the stream; `None` lets the stream choose.
+    pub id: Option<i64>,
+    /// The first key; empty means `\0`.
+    pub key: Bytes,
+    /// The end of the range, in etcd's notation.
+    pub range_end: Bytes,
+    /// The first revision of interest; 0 for whatever comes next.
+    pub start_revision: Revision,
+    /// Leave puts out.
+    pub no_put: bool,
+    /// Leave deletions out.
+    pub no_delete: bool,
+    /// Say what was there before.
+    pub prev_kv: bool,
+    /// Take part in [`WatchStream::notify_progress`].
+    pub progress_notify: bool,
+}
+
+/// A watcher that was created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchCreated {
+    /// Its id within the stream.
+    pub watch_id: i64,
+    /// The store's revision when it was created, for the header of the reply: a watcher without a start revision sees
+    /// what comes after this one.
+    pub revision: Revision,
+}
+
+/// Why a watcher was not created.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// The range holds no key.
+    #[error("mvcc: watcher range is empty")]
+    EmptyRange,
+    /// The chosen id is in use on this stream.
+    #[error("mvcc: duplicate watch ID provided on the WatchStream")]
+    DuplicateId,
+    /// A negative start revision.
+    #[error("etcdserver: mvcc: required revision has been compacted")]
+    NegativeRevision,
+}
+
+/// What a watch stream has to say.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WatchOutput {
+    /// Changes, in order of revision; no revision is split over two outputs of one watcher.
+    Events {
+        /// The watcher.
+        watch_id: i64,
+        /// The header's revision.
+        revision: Revision,
+        /// The changes; shared between watchers that see the same.
+        events: Arc<[Event]>,
+    },
+    /// Everything up to `revision` was sent.
+    Progress {
+        /// The watcher, or -1 for all watchers of the stream.
+        watch_id: i64,
+        /// Up to where.
+        revision: Revision,
+    },
+    /// The watcher's next revision was compacted away; it is gone.
+    Compacted {
+        /// The watcher.
+        watch_id: i64,
+        /// The revision up to which history is gone.
+        compact_revision: Revision,
+    },
+}
+
+/// Watchers that share one channel to their client.
+///
+/// Bounded: what the client does not take stays in storage, and is read from there once it does.
+pub trait WatchStream: Send + 'static {
+    /// Adds a watcher. Events of it come after this returns, from [`WatchStream::poll_next`].
+    fn create(&mut self, create: WatchCreate) -> std::result::Result<WatchCreated, WatchError>;
+
+    /// Removes a watcher; `false` if there is none of that id.
+    fn cancel(&mut self, watch_id: i64) -> bool;
+
+    /// Asks for one [`WatchOutput::Progress`] for all watchers; dropped unless every watcher is up to date.
+    fn request_progress(&mut self);
+
+    /// To be called at each progress interval: up-to-date watchers that asked for it and had no events since the last
+    /// call get a [`WatchOutput::Progress`] each.
+    fn notify_progress(&mut self);
+
+    /// The next output. Never ends by itself. What it returned counts as taken by the client: call it only when there
+    /// is room to send.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<WatchOutput>;
+}

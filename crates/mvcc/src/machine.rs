@@ -1,0 +1,854 @@
+//! Applies committed log entries: prepare, batch, notify.
+//!
+//! All entries that wait are prepared into one [`storage::Batch`] through an [`Overlay`], so that each operation sees
+//! those before it; then one engine write; then the events go to the watchers, in order; then the replies go back. The
+//! batch carries the applied index, so a crash leaves the engine with a whole number of entries.
+
+use std::sync::Arc;
+
+use api::codec::{Action, DecodeError, LeaseCheckpointRequest, Operation, decode_entry};
+use api::kv::{
+    CompactionRequest, CompactionResponse, Compare, DeleteRangeRequest, DeleteRangeResponse, Event, EventType,
+    KeyValue, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse,
+    RequestOpKind, ResponseHeader, ResponseOp, ResponseOpKind, TxnRequest, TxnResponse,
+};
+use api::limits::LEASE_TTL_MAX_S;
+use api::{Error, LeaseId, RaftIndex, RequestId, Revision, Span};
+use bytes::Bytes;
+use hashbrown::HashMap;
+use prost::Message;
+use storage::{Batch, Cursor, Engine, EngineError, KeyRange, View, WriteStats};
+
+use crate::compaction::Job;
+use crate::keys::{self, LeaseRecord, Position, Record, StateRecord};
+use crate::overlay::{Change, Overlay};
+use crate::read::{Published, Reader, Snapshot, attached_keys};
+use crate::watch::Hub;
+use crate::{Failure, answer, txn};
+
+/// What the operator may set.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Most bytes of newest records kept in memory, so that a put or a compare on a hot key reads nothing from the
+    /// engine.
+    pub record_cache_bytes: u64,
+    /// Most events, and most bytes of them, that one watch stream may have waiting in memory.
+    pub watch_buffer_events_max: usize,
+    /// See above.
+    pub watch_buffer_bytes_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let limits = api::Limits::default();
+        Options {
+            record_cache_bytes: 32 << 20,
+            watch_buffer_events_max: limits.watch_buffer_events_max,
+            watch_buffer_bytes_max: limits.watch_buffer_bytes_max,
+        }
+    }
+}
+
+/// A committed log entry.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Its index; they come without gaps.
+    pub index: RaftIndex,
+    /// Its term.
+    pub term: u64,
+    /// What it holds.
+    pub command: Command,
+}
+
+/// What a committed log entry holds.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// Operations, in one of the forms that [`decode_entry`] reads; nothing at all for a new leader's first entry.
+    Operations(Bytes),
+    /// A change of the Raft configuration: the new one, as raft-rs encodes it.
+    ConfState(Bytes),
+}
+
+/// Why entries could not be applied. The node stops.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// An entry cannot be read.
+    #[error("log entry {index} cannot be applied: {cause}")]
+    Entry {
+        /// Which one.
+        index: RaftIndex,
+        /// Why.
+        cause: DecodeError,
+    },
+}
+
+/// What an operation came to.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "each is the response of that name")]
+pub enum Outcome {
+    Put(PutResponse),
+    DeleteRange(DeleteRangeResponse),
+    Txn(TxnResponse),
+    Compact(CompactionResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+    LeaseCheckpoint,
+}
+
+/// What to tell whoever proposed an operation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// The proposal.
+    pub id: RequestId,
+    /// What it came to.
+    pub result: Result<Outcome, Error>,
+}
+
+/// What became of a lease, for whoever watches the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseChange {
+    /// It exists now.
+    Granted {
+        /// The lease.
+        id: LeaseId,
+        /// Seconds to live.
+        ttl: i64,
+        /// Seconds that were left at the last checkpoint; 0 when there was none.
+        remaining_ttl: i64,
+    },
+    /// It is gone.
+    Revoked {
+        /// The lease.
+        id: LeaseId,
+    },
+}
+
+/// What applying some entries came to.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// One per operation, in order.
+    pub replies: Vec<Reply>,
+    /// In order.
+    pub lease_changes: Vec<LeaseChange>,
+    /// Operations that wrote, and what they wrote.
+    pub counts: Counts,
+    /// What the one engine write cost.
+    pub write: WriteStats,
+    /// Whether there is compaction to do: see [`Machine::compact_step`].
+    pub compaction_due: bool,
+}
+
+/// How many of what was applied, for the metrics.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Counts {
+    pub operations: u64,
+    pub puts: u64,
+    pub deletes: u64,
+    pub txns: u64,
+    pub events: u64,
+}
+
+/// Records with larger values are not cached: they would push out many small ones to save one read.
+const CACHED_VALUE_BYTES_MAX: usize = 4096;
+
+/// Weighs cached records by what they hold in memory.
+#[derive(Clone)]
+pub(crate) struct ByBytes;
+
+impl quick_cache::Weighter<Bytes, Record> for ByBytes {
+    fn weight(&self, key: &Bytes, record: &Record) -> u64 {
+        // Two heap blocks and the cache's own entry, about.
+        (key.len() + record.value.len() + 200) as u64
+    }
+}
+
+type RecordCache = quick_cache::unsync::Cache<Bytes, Record, ByBytes>;
+
+/// The state machine. One thread owns it; [`Machine::reader`] and [`Machine::hub`] are for all others.
+pub struct Machine<E: Engine> {
+    pub(crate) engine: Arc<E>,
+    pub(crate) state: StateRecord,
+    pub(crate) cache: RecordCache,
+    published: Arc<Published>,
+    hub: Arc<Hub<E>>,
+    leases: HashMap<LeaseId, LeaseRecord>,
+    pub(crate) job: Option<Job>,
+    step: Step<E>,
+}
+
+/// The apply step that is being prepared.
+struct Step<E: Engine> {
+    overlay: Overlay,
+    batch: E::Batch,
+    events: Vec<Event>,
+    /// Whether events are gathered: nobody watches in most stores most of the time.
+    watched: bool,
+    lease_changes: Vec<LeaseChange>,
+    counts: Counts,
+    /// Changes so far of the revision that is being written.
+    sub: u32,
+    scratch: Vec<u8>,
+}
+
+impl<E: Engine> Machine<E> {
+    /// Takes up the state that the engine holds; an empty engine is an empty store.
+    pub fn open(engine: Arc<E>, options: &Options) -> Result<Self, EngineError> {
+        let state = match engine.get(keys::META, keys::STATE)? {
+            Some(data) => StateRecord::decode(data).map_err(|error| keys::corrupt("meta", error))?,
+            None => StateRecord::initial(),
+        };
+        let compacted_physically = match engine.get(keys::META, keys::COMPACTED)? {
+            Some(data) => {
+                let bytes = data[..]
+                    .try_into()
+                    .map_err(|_| keys::corrupt("meta", "a revision of the wrong length"))?;
+                i64::from_be_bytes(bytes)
+            }
+            None => -1,
+        };
+        let leases = load_leases(&*engine)?;
+        let published = Arc::new(Published::new(&state, compacted_physically));
+        let hub = Arc::new(Hub::new(Reader::new(engine.clone(), published.clone()), options));
+        let job = Job::resume(compacted_physically, &state);
+        let estimated_items = (options.record_cache_bytes / 512).max(64) as usize;
+        Ok(Machine {
+            cache: RecordCache::with_weighter(estimated_items, options.record_cache_bytes, ByBytes),
+            step: Step {
+                overlay: Overlay::default(),
+                batch: engine.batch(),
+                events: Vec::new(),
+                watched: false,
+                lease_changes: Vec::new(),
+                counts: Counts::default(),
+                sub: 0,
+                scratch: Vec::new(),
+            },
+            engine,
+            state,
+            published,
+            hub,
+            leases,
+            job,
+        })
+    }
+
+    /// For reads on any thread.
+    pub fn reader(&self) -> Reader<E> {
+        Reader::new(self.engine.clone(), self.published.clone())
+    }
+
+    /// For watches on any thread.
+    pub fn hub(&self) -> &Arc<Hub<E>> {
+        &self.hub
+    }
+
+    /// The newest applied index and its term.
+    pub fn applied(&self) -> (RaftIndex, u64) {
+        (self.state.applied_index, self.state.applied_term)
+    }
+
+    /// The Raft configuration as of the applied index, as raft-rs encodes it; empty in an empty store.
+    pub fn conf_state(&self) -> &Bytes {
+        &self.state.conf_state
+    }
+
+    /// All leases, as they stand in the log: for whoever watches the clock, at its start.
+    pub fn leases(&self) -> impl Iterator<Item = LeaseChange> + '_ {
+        self.leases.iter().map(|(&id, record)| LeaseChange::Granted {
+            id,
+            ttl: record.ttl,
+            remaining_ttl: record.remaining_ttl,
+        })
+    }
+
+    /// The applied index that the engine would come back with after a crash now: the Raft log may be trimmed up to it
+    /// and no further (design invariant 6).
+    pub fn durable_index(engine: &E) -> Result<RaftIndex, EngineError> {
+        match engine.get_durable(keys::META, keys::STATE)? {
+            Some(data) => Ok(StateRecord::decode(data)
+                .map_err(|error| keys::corrupt("meta", error))?
+                .applied_index),
+            None => Ok(0),
+        }
+    }
+
+    /// Applies entries, as one batch and one engine write. On return their events are with the watchers; the replies
+    /// are for the caller to hand out.
+    ///
+    /// # Errors
+    /// Any error is final: the caller stops the node. Nothing was acknowledged.
+    ///
+    /// # Panics
+    /// If the entries do not continue right after the applied index.
+    pub fn apply(&mut self, entries: &[Committed]) -> Result<Applied, ApplyError> {
+        self.step.watched = self.hub.is_watched();
+        let mut replies = Vec::new();
+        for entry in entries {
+            assert_eq!(
+                entry.index,
+                self.state.applied_index + 1,
+                "committed entries are applied without gaps"
+            );
+            assert!(entry.term >= self.state.applied_term, "terms never go back");
+            match &entry.command {
+                Command::Operations(data) => {
+                    let operations = decode_entry(data).map_err(|cause| ApplyError::Entry {
+                        index: entry.index,
+                        cause,
+                    })?;
+                    replies.reserve(operations.len());
+                    for operation in operations {
+                        let id = operation.id();
+                        let result = self.prepare(operation)?;
+                        replies.push(Reply { id, result });
+                    }
+                }
+                Command::ConfState(conf_state) => self.state.conf_state = conf_state.clone(),
+            }
+            self.state.applied_index = entry.index;
+            self.state.applied_term = entry.term;
+        }
+        let write = self.commit()?;
+        if self.state.compacted
+            > self
+                .published
+                .compacted_physically
+                .load(std::sync::atomic::Ordering::Relaxed)
+        {
+            Job::renew(&mut self.job, &self.state);
+        }
+        Ok(Applied {
+            replies,
+            lease_changes: std::mem::take(&mut self.step.lease_changes),
+            counts: std::mem::take(&mut self.step.counts),
+            write,
+            compaction_due: self.job.is_some(),
+        })
+    }
+
+    /// Writes what was prepared, then tells readers, then watchers.
+    fn commit(&mut self) -> Result<WriteStats, EngineError> {
+        let step = &mut self.step;
+        // Keys in order, each once: a hot key that changed many times in this step is one write.
+        for (key, record) in &step.overlay.cur {
+            step.scratch.clear();
+            record.encode(&mut step.scratch);
+            step.batch.put(keys::CUR, key, &step.scratch);
+        }
+        for ((lease, key), attached) in &step.overlay.attached {
+            let at = keys::attached_key(*lease, key);
+            if *attached {
+                step.batch.put(keys::LEASE, &at, &[]);
+            } else {
+                step.batch.delete(keys::LEASE, &at);
+            }
+        }
+        step.scratch.clear();
+        self.state.encode(&mut step.scratch).expect("a Vec grows");
+        step.batch.put(keys::META, keys::STATE, &step.scratch);
+
+        let batch = std::mem::replace(&mut step.batch, self.engine.batch());
+        let stats = self.engine.write(batch)?;
+
+        for (key, record) in &step.overlay.cur {
+            if record.value.len() <= CACHED_VALUE_BYTES_MAX {
+                // Copies: the originals are slices of a log entry, which a cache must not keep alive.
+                let value = Bytes::copy_from_slice(&record.value);
+                self.cache.insert(
+                    Bytes::copy_from_slice(key),
+                    Record {
+                        value,
+                        ..record.clone()
+                    },
+                );
+            } else {
+                self.cache.remove(key);
+            }
+        }
+        step.overlay.clear();
+        self.published.publish(&self.state);
+        step.counts.events += step.events.len() as u64;
+        let events = std::mem::take(&mut step.events);
+        self.hub.publish(self.state.revision, step.watched.then_some(events));
+        Ok(stats)
+    }
+
+    fn prepare(&mut self, operation: Operation) -> Result<Result<Outcome, Error>, EngineError> {
+        self.step.counts.operations += 1;
+        assert_eq!(self.step.sub, 0, "no operation leaves a revision open");
+        let action = operation
+            .action
+            .expect("the decoder refuses operations without an action");
+        let result = match action {
+            Action::Put(put) => self.put(put).map(Outcome::Put),
+            Action::DeleteRange(delete) => self.delete_range(&delete).map(Outcome::DeleteRange),
+            Action::Txn(txn) => self.txn(&txn).map(Outcome::Txn),
+            Action::Compact(compact) => self.compact(&compact).map(Outcome::Compact),
+            Action::LeaseGrant(grant) => self.lease_grant(&grant).map(Outcome::LeaseGrant),
+            Action::LeaseRevoke(revoke) => self.lease_revoke(&revoke).map(Outcome::LeaseRevoke),
+            Action::LeaseCheckpoint(checkpoint) => {
+                self.lease_checkpoint(&checkpoint);
+                Ok(Outcome::LeaseCheckpoint)
+            }
+        };
+        answer(result)
+    }
+
+    /// Ends the revision that is being written, if anything was; returns the newest revision.
+    fn close_revision(&mut self) -> Revision {
+        if self.step.sub > 0 {
+            self.state.revision += 1;
+            self.step.sub = 0;
+        }
+        self.state.revision
+    }
+
+    /// The newest revision as an operation in the middle of a revision sees it.
+    fn revision_seen(&self) -> Revision {
+        self.state.revision + i64::from(self.step.sub > 0)
+    }
+
+    fn next_position(&mut self) -> Position {
+        let at = Position {
+            main: self.state.revision + 1,
+            sub: self.step.sub,
+        };
+        self.step.sub += 1;
+        at
+    }
+
+    /// The newest record of a key. A tombstone that compaction has passed is as good as none.
+    fn newest(&mut self, key: &[u8]) -> Result<Option<Record>, EngineError> {
+        let record = if let Some(record) = self.step.overlay.cur.get(key) {
+            Some(record.clone())
+        } else if let Some(record) = self.cache.get(key) {
+            Some(record.clone())
+        } else {
+            self.engine
+                .get(keys::CUR, key)?
+                .map(|data| Record::decode(&data))
+                .transpose()?
+        };
+        Ok(record.filter(|record| !(record.tombstone && record.at.main <= self.state.compacted)))
+    }
+
+    /// Runs `read` on the state as prepared so far.
+    fn with_snapshot<T>(&self, read: impl FnOnce(&Snapshot<'_, E::View<'_>>) -> T) -> T {
+        let view = self.engine.view();
+        read(&Snapshot {
+            view: &view,
+            overlay: Some(&self.step.overlay),
+            revision: self.revision_seen(),
+            compacted: self.state.compacted,
+        })
+    }
+
+    fn put(&mut self, put: PutRequest) -> Result<PutResponse, Failure> {
+        if put.lease != 0 && !self.leases.contains_key(&put.lease) {
+            return Err(Error::LeaseNotFound.into());
+        }
+        let response = self.put_unchecked(put)?;
+        self.close_revision();
+        Ok(response)
+    }
+
+    /// Puts without closing the revision. The lease was checked.
+    fn put_unchecked(&mut self, put: PutRequest) -> Result<PutResponse, Failure> {
+        let prev = self.newest(&put.key)?;
+        let live = prev.as_ref().filter(|record| !record.tombstone);
+        let (value, lease) = match live {
+            Some(live) => (
+                if put.ignore_value {
+                    live.value.clone()
+                } else {
+                    put.value
+                },
+                if put.ignore_lease { live.lease } else { put.lease },
+            ),
+            None if put.ignore_value || put.ignore_lease => return Err(Error::KeyNotFound.into()),
+            None => (put.value, put.lease),
+        };
+        let prev_kv = (put.prev_kv || self.step.watched)
+            .then(|| live.map(|live| live.to_key_value(put.key.clone())))
+            .flatten();
+        let old_lease = live.map_or(0, |live| live.lease);
+        if let Some(live) = live {
+            self.state.digest = self.state.digest.wrapping_sub(live.digest);
+            self.state.key_bytes -= (put.key.len() + live.value.len()) as u64;
+        } else {
+            self.state.keys += 1;
+        }
+        self.state.key_bytes += (put.key.len() + value.len()) as u64;
+
+        let at = self.next_position();
+        let create = live.map_or(at.main, |live| live.create);
+        let version = live.map_or(0, |live| live.version) + 1;
+        let digest = Record::digest_of(&put.key, at, create, version, lease, &value);
+        self.state.digest = self.state.digest.wrapping_add(digest);
+        let prev_at = prev.as_ref().map(|prev| prev.at);
+        let record = Record {
+            at,
+            prev: prev_at,
+            tombstone: false,
+            create,
+            version,
+            lease,
+            digest,
+            value,
+        };
+
+        if old_lease != lease {
+            if old_lease != 0 {
+                self.step.overlay.attached.insert((old_lease, put.key.clone()), false);
+            }
+            if lease != 0 {
+                self.step.overlay.attached.insert((lease, put.key.clone()), true);
+            }
+        }
+        if self.step.watched {
+            let kv = record.to_key_value(put.key.clone());
+            self.push_event(EventType::Put, kv, prev_kv.clone());
+        }
+        self.step.counts.puts += 1;
+        self.write_change(put.key, record, prev);
+        let header = ResponseHeader::at(at.main);
+        Ok(PutResponse {
+            header,
+            prev_kv: prev_kv.filter(|_| put.prev_kv),
+        })
+    }
+
+    /// Adds one change to the step: to the log, and as the key's newest record.
+    fn write_change(&mut self, key: Bytes, record: Record, prev: Option<Record>) {
+        let step = &mut self.step;
+        if let Some(prev) = prev
+            && prev.at.main < self.state.compacted
+        {
+            // Physical compaction may have dropped, or may be about to drop, `prev` from the log, since until now the
+            // key's newest record said all there was to know. Its successor keeps it.
+            step.scratch.clear();
+            keys::encode_change(&key, &prev, &mut step.scratch);
+            step.batch.put(keys::REV, &keys::kept_key(record.at), &step.scratch);
+            step.overlay.kept.push(Change {
+                at: record.at,
+                key: key.clone(),
+                record: prev,
+            });
+        }
+        step.scratch.clear();
+        keys::encode_change(&key, &record, &mut step.scratch);
+        step.batch.put(keys::REV, &keys::log_key(record.at), &step.scratch);
+        if record.tombstone {
+            step.batch.put(keys::REV, &keys::tombstone_key(record.at), &key);
+        }
+        step.overlay.log.push(Change {
+            at: record.at,
+            key: key.clone(),
+            record: record.clone(),
+        });
+        step.overlay.cur.insert(key, record);
+    }
+
+    fn push_event(&mut self, kind: EventType, kv: KeyValue, mut prev_kv: Option<KeyValue>) {
+        // "Before" means before the revision. Where a transaction changes a key twice, the second event's previous value
+        // is the first one's.
+        let same_revision = self.step.events.iter().rev().take(self.step.sub as usize - 1);
+        for earlier in same_revision {
+            if earlier.kv.as_ref().is_some_and(|earlier| earlier.key == kv.key) {
+                prev_kv = earlier.prev_kv.clone();
+                break;
+            }
+        }
+        self.step.events.push(Event {
+            r#type: kind as i32,
+            kv: Some(kv),
+            prev_kv,
+        });
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
+        let response = self.delete_range_open(delete)?;
+        self.close_revision();
+        Ok(response)
+    }
+
+    /// Deletes without closing the revision.
+    fn delete_range_open(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
+        let doomed = self.doomed(delete)?;
+        let mut response = DeleteRangeResponse {
+            deleted: doomed.len() as i64,
+            ..Default::default()
+        };
+        for Doomed { key, record, value_len } in doomed {
+            if delete.prev_kv {
+                response.prev_kvs.push(record.to_key_value(key.clone()));
+            }
+            self.delete_key(key, record, value_len);
+        }
+        response.header = ResponseHeader::at(self.revision_seen());
+        Ok(response)
+    }
+
+    /// The live keys that a deletion hits, in order.
+    fn doomed(&mut self, delete: &DeleteRangeRequest) -> Result<Vec<Doomed>, Failure> {
+        if let Span::Key(key) = delete.span() {
+            let live = self.newest(key)?.filter(|record| !record.tombstone);
+            let doomed = live.map(|record| Doomed {
+                key: delete.key.clone(),
+                value_len: record.value.len(),
+                record,
+            });
+            return Ok(doomed.into_iter().collect());
+        }
+        let with_values = delete.prev_kv || self.step.watched;
+        let compacted = self.state.compacted;
+        let mut doomed = Vec::new();
+        self.with_snapshot(|snapshot| {
+            snapshot.visit_newest(delete.span(), |key, mut record| {
+                if !record.tombstone {
+                    let value_len = record.value.len();
+                    // A value is copied only where someone will want it.
+                    if !with_values && record.at.main >= compacted {
+                        record.value = &[];
+                    }
+                    doomed.push(Doomed {
+                        key: Bytes::copy_from_slice(key),
+                        record: record.to_owned(),
+                        value_len,
+                    });
+                }
+                Ok(true)
+            })
+        })?;
+        Ok(doomed)
+    }
+
+    fn delete_key(&mut self, key: Bytes, live: Record, value_len: usize) {
+        self.state.digest = self.state.digest.wrapping_sub(live.digest);
+        self.state.keys -= 1;
+        self.state.key_bytes -= (key.len() + value_len) as u64;
+        let at = self.next_position();
+        if live.lease != 0 {
+            self.step.overlay.attached.insert((live.lease, key.clone()), false);
+        }
+        if self.step.watched {
+            let kv = KeyValue {
+                key: key.clone(),
+                mod_revision: at.main,
+                ..Default::default()
+            };
+            self.push_event(EventType::Delete, kv, Some(live.to_key_value(key.clone())));
+        }
+        self.step.counts.deletes += 1;
+        let record = Record {
+            at,
+            prev: Some(live.at),
+            tombstone: true,
+            ..Default::default()
+        };
+        self.write_change(key, record, Some(live));
+    }
+
+    fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
+        self.step.counts.txns += 1;
+        let mut path = Vec::new();
+        txn::paths(self, request, &mut path)?;
+        txn::check(self, request, &mut path.iter().copied())?;
+        let mut response = self.txn_branch(request, &mut path.into_iter())?;
+        response.header = ResponseHeader::at(self.close_revision());
+        Ok(response)
+    }
+
+    /// Carries out the branch taken. It was checked, so nothing in it is refused any more.
+    fn txn_branch(
+        &mut self,
+        request: &TxnRequest,
+        path: &mut impl Iterator<Item = bool>,
+    ) -> Result<TxnResponse, Failure> {
+        let succeeded = path.next().expect("a branch was chosen for every transaction");
+        let mut responses = Vec::new();
+        for op in txn::branch(request, succeeded) {
+            let response = match &op.request {
+                Some(RequestOpKind::Range(range)) => {
+                    let at = if range.revision <= 0 {
+                        self.revision_seen()
+                    } else {
+                        range.revision
+                    };
+                    ResponseOpKind::Range(self.with_snapshot(|snapshot| snapshot.range(range, at))?)
+                }
+                Some(RequestOpKind::Put(put)) => ResponseOpKind::Put(self.put_in_txn(put)?),
+                Some(RequestOpKind::DeleteRange(delete)) => {
+                    ResponseOpKind::DeleteRange(self.delete_range_open(delete)?)
+                }
+                Some(RequestOpKind::Txn(nested)) => ResponseOpKind::Txn(self.txn_branch(nested, path)?),
+                None => continue,
+            };
+            responses.push(ResponseOp {
+                response: Some(response),
+            });
+        }
+        // A nested transaction's header is there but says nothing, as in etcd; the outer one's is filled in later.
+        Ok(TxnResponse {
+            header: ResponseHeader::at(0),
+            succeeded,
+            responses,
+        })
+    }
+
+    fn put_in_txn(&mut self, put: &PutRequest) -> Result<PutResponse, Failure> {
+        match self.put_unchecked(put.clone()) {
+            // The key was there when the transaction was checked, so an operation before this one in the same
+            // transaction deleted it. Validation refuses that on every path but through nested transactions; etcd
+            // panics here. Changes are already prepared, so we go on as if there were nothing to ignore.
+            Err(Failure::Refused(Error::KeyNotFound)) => self.put_unchecked(PutRequest {
+                ignore_value: false,
+                ignore_lease: false,
+                ..put.clone()
+            }),
+            result => result,
+        }
+    }
+
+    fn compact(&mut self, request: &CompactionRequest) -> Result<CompactionResponse, Failure> {
+        if request.revision <= self.state.compacted {
+            return Err(Error::Compacted.into());
+        }
+        if request.revision > self.state.revision {
+            return Err(Error::FutureRevision.into());
+        }
+        self.state.compacted = request.revision;
+        Ok(CompactionResponse {
+            header: ResponseHeader::at(self.state.revision),
+        })
+    }
+
+    fn lease_grant(&mut self, request: &LeaseGrantRequest) -> Result<LeaseGrantResponse, Failure> {
+        let &LeaseGrantRequest { id, ttl } = request;
+        if id == 0 {
+            return Err(Error::LeaseNotFound.into());
+        }
+        if ttl > LEASE_TTL_MAX_S {
+            return Err(Error::LeaseTtlTooLarge.into());
+        }
+        if self.leases.contains_key(&id) {
+            return Err(Error::LeaseExists.into());
+        }
+        self.set_lease(id, LeaseRecord { ttl, remaining_ttl: 0 });
+        Ok(LeaseGrantResponse {
+            header: ResponseHeader::at(self.state.revision),
+            id,
+            ttl,
+            error: String::new(),
+        })
+    }
+
+    fn set_lease(&mut self, id: LeaseId, record: LeaseRecord) {
+        let LeaseRecord { ttl, remaining_ttl } = record;
+        self.step
+            .batch
+            .put(keys::LEASE, &keys::lease_key(id), &record.encode_to_vec());
+        self.leases.insert(id, record);
+        self.step
+            .lease_changes
+            .push(LeaseChange::Granted { id, ttl, remaining_ttl });
+    }
+
+    fn lease_revoke(&mut self, request: &LeaseRevokeRequest) -> Result<LeaseRevokeResponse, Failure> {
+        let id = request.id;
+        if !self.leases.contains_key(&id) {
+            return Err(Error::LeaseNotFound.into());
+        }
+        let attached = {
+            let view = self.engine.view();
+            attached_keys(&view, Some(&self.step.overlay), id)?
+        };
+        for key in attached {
+            let live = self
+                .newest(&key)?
+                .filter(|record| !record.tombstone && record.lease == id);
+            let live = live.ok_or_else(|| {
+                keys::corrupt(
+                    "lease",
+                    format!("lease {id:x} holds the key {key:?}, which does not hold it"),
+                )
+            })?;
+            let value_len = live.value.len();
+            self.delete_key(key, live, value_len);
+        }
+        self.leases.remove(&id);
+        self.step.batch.delete(keys::LEASE, &keys::lease_key(id));
+        self.step.lease_changes.push(LeaseChange::Revoked { id });
+        Ok(LeaseRevokeResponse {
+            header: ResponseHeader::at(self.close_revision()),
+        })
+    }
+
+    fn lease_checkpoint(&mut self, request: &LeaseCheckpointRequest) {
+        for checkpoint in &request.checkpoints {
+            // A lease that ended meanwhile has nothing to remember.
+            if let Some(record) = self.leases.get(&checkpoint.id) {
+                let record = LeaseRecord {
+                    ttl: record.ttl,
+                    remaining_ttl: checkpoint.remaining_ttl,
+                };
+                self.set_lease(checkpoint.id, record);
+            }
+        }
+    }
+
+    pub(crate) fn published(&self) -> &Published {
+        &self.published
+    }
+}
+
+/// A key about to be deleted.
+struct Doomed {
+    key: Bytes,
+    /// Its newest record, maybe without the value.
+    record: Record,
+    value_len: usize,
+}
+
+fn load_leases<E: Engine>(engine: &E) -> Result<HashMap<LeaseId, LeaseRecord>, EngineError> {
+    let view = engine.view();
+    let (start, end) = keys::lease_range();
+    let mut cursor = view.cursor(
+        keys::LEASE,
+        KeyRange {
+            start: &start,
+            end: Some(&end),
+        },
+    )?;
+    let mut leases = HashMap::new();
+    cursor.seek_first()?;
+    while let Some((key, value)) = cursor.entry() {
+        let record = LeaseRecord::decode(value).map_err(|error| keys::corrupt("lease", error))?;
+        leases.insert(keys::lease_id_of(key)?, record);
+        cursor.next()?;
+    }
+    Ok(leases)
+}
+
+impl<E: Engine> txn::Newest for Machine<E> {
+    fn key_value(&mut self, key: &Bytes) -> Result<Option<KeyValue>, Failure> {
+        let live = self.newest(key)?.filter(|record| !record.tombstone);
+        Ok(live.map(|record| record.to_key_value(key.clone())))
+    }
+
+    fn key_values(&mut self, compare: &Compare) -> Result<Vec<KeyValue>, Failure> {
+        self.with_snapshot(|snapshot| txn::compared_range(snapshot, compare))
+    }
+
+    fn has_lease(&self, id: i64) -> bool {
+        self.leases.contains_key(&id)
+    }
+
+    fn revisions(&self) -> (Revision, Revision) {
+        (self.state.revision, self.state.compacted)
+    }
+}

@@ -1,0 +1,537 @@
+//! Answers reads from an engine view: ranges at any uncompacted revision, and what they are built from.
+
+use std::cmp::Ordering as CmpOrdering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use api::kv::{KeyValue, RangeRequest, RangeResponse, ResponseHeader, SortOrder, SortTarget, TxnRequest, TxnResponse};
+use api::store::{ScanPage, ScanRequest};
+use api::{Error, LeaseId, RaftIndex, Revision, Span};
+use bytes::{Bytes, BytesMut};
+use storage::{Cursor, Engine, EngineError, KeyRange, View};
+
+use crate::keys::{self, Record, RecordRef};
+use crate::overlay::Overlay;
+use crate::{Failure, txn};
+
+/// What readers on any thread see of the machine. Written by the apply thread only, after the engine write and in the
+/// order of the fields here.
+#[derive(Debug)]
+pub struct Published {
+    /// The revision before which history is hidden.
+    pub(crate) compacted: AtomicI64,
+    /// The newest revision.
+    pub(crate) revision: AtomicI64,
+    /// The newest applied log index.
+    pub(crate) applied_index: AtomicU64,
+    /// Live keys.
+    pub(crate) keys: AtomicU64,
+    /// Bytes of live keys and their values.
+    pub(crate) key_bytes: AtomicU64,
+    /// See [`keys::StateRecord::digest`].
+    pub(crate) digest: AtomicU64,
+    /// The revision up to which physical compaction is done.
+    pub(crate) compacted_physically: AtomicI64,
+}
+
+impl Published {
+    pub(crate) fn new(state: &keys::StateRecord, compacted_physically: i64) -> Self {
+        Published {
+            compacted: AtomicI64::new(state.compacted),
+            revision: AtomicI64::new(state.revision),
+            applied_index: AtomicU64::new(state.applied_index),
+            keys: AtomicU64::new(state.keys),
+            key_bytes: AtomicU64::new(state.key_bytes),
+            digest: AtomicU64::new(state.digest),
+            compacted_physically: AtomicI64::new(compacted_physically),
+        }
+    }
+
+    pub(crate) fn publish(&self, state: &keys::StateRecord) {
+        self.keys.store(state.keys, Ordering::Relaxed);
+        self.key_bytes.store(state.key_bytes, Ordering::Relaxed);
+        self.digest.store(state.digest, Ordering::Relaxed);
+        self.compacted.store(state.compacted, Ordering::Release);
+        self.revision.store(state.revision, Ordering::Release);
+        self.applied_index.store(state.applied_index, Ordering::Release);
+    }
+}
+
+/// Reads the newest published state, on any thread.
+pub struct Reader<E> {
+    engine: Arc<E>,
+    published: Arc<Published>,
+}
+
+impl<E> Clone for Reader<E> {
+    fn clone(&self) -> Self {
+        Reader {
+            engine: self.engine.clone(),
+            published: self.published.clone(),
+        }
+    }
+}
+
+/// How many bytes the keys and values of responses are gathered in at once.
+const ARENA_BYTES: usize = 64 * 1024;
+
+impl<E: Engine> Reader<E> {
+    pub(crate) fn new(engine: Arc<E>, published: Arc<Published>) -> Self {
+        Reader { engine, published }
+    }
+
+    /// The engine, for its statistics.
+    pub fn engine(&self) -> &Arc<E> {
+        &self.engine
+    }
+
+    /// The newest revision.
+    pub fn revision(&self) -> Revision {
+        self.published.revision.load(Ordering::Acquire)
+    }
+
+    /// The revision before which history is hidden; -1 when nothing was compacted.
+    pub fn compacted(&self) -> Revision {
+        self.published.compacted.load(Ordering::Acquire)
+    }
+
+    /// The revision up to which physical compaction is done; -1 when it never ran.
+    pub fn compacted_physically(&self) -> Revision {
+        self.published.compacted_physically.load(Ordering::Acquire)
+    }
+
+    /// The newest applied log index.
+    pub fn applied_index(&self) -> RaftIndex {
+        self.published.applied_index.load(Ordering::Acquire)
+    }
+
+    /// Live keys.
+    pub fn keys(&self) -> u64 {
+        self.published.keys.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of live keys and their values.
+    pub fn key_bytes(&self) -> u64 {
+        self.published.key_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The sum of the digests of all live records.
+    pub fn digest(&self) -> u64 {
+        self.published.digest.load(Ordering::Relaxed)
+    }
+
+    /// Runs `read` on an unchanging picture of the store in which `revision` (0 or less: the newest) is whole.
+    fn with_snapshot<T>(
+        &self,
+        revision: Revision,
+        read: impl FnOnce(&Snapshot<'_, E::View<'_>>, Revision) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        loop {
+            let current = self.revision();
+            // The order matters. The view may hold more than `current`, which reads look past. It holds nothing of a
+            // physical compaction beyond `compacted`, since that is published before the first step of one.
+            let view = self.engine.view();
+            let compacted = self.compacted();
+            let at = if revision <= 0 { current } else { revision };
+            if at > current {
+                return Err(Error::FutureRevision.into());
+            }
+            if at < compacted {
+                if revision <= 0 {
+                    continue;
+                }
+                return Err(Error::Compacted.into());
+            }
+            return read(
+                &Snapshot {
+                    view: &view,
+                    overlay: None,
+                    revision: current,
+                    compacted,
+                },
+                at,
+            );
+        }
+    }
+
+    /// Answers a range.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
+        self.with_snapshot(request.revision, |snapshot, at| snapshot.range(request, at))
+    }
+
+    /// Answers one page of a range.
+    pub fn scan(&self, request: &ScanRequest) -> Result<ScanPage, Failure> {
+        self.with_snapshot(request.revision, |snapshot, at| snapshot.scan_page(request, at))
+    }
+
+    /// Answers a transaction that only reads.
+    pub fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
+        assert!(request.is_read_only(), "only the machine executes writes");
+        self.with_snapshot(0, |snapshot, _| txn::execute_read_only(snapshot, request))
+    }
+
+    /// The keys attached to a lease, in order.
+    pub fn attached_keys(&self, lease: LeaseId) -> Result<Vec<Bytes>, Failure> {
+        let view = self.engine.view();
+        Ok(attached_keys(&view, None, lease)?)
+    }
+}
+
+/// The keys attached to a lease, in order, as the view and the overlay have them.
+pub(crate) fn attached_keys(
+    view: &impl View,
+    overlay: Option<&Overlay>,
+    lease: LeaseId,
+) -> Result<Vec<Bytes>, EngineError> {
+    let (start, end) = keys::attached_range(lease);
+    let mut found = std::collections::BTreeSet::new();
+    let mut cursor = view.cursor(
+        keys::LEASE,
+        KeyRange {
+            start: &start,
+            end: Some(&end),
+        },
+    )?;
+    cursor.seek_first()?;
+    while let Some((key, _)) = cursor.entry() {
+        found.insert(Bytes::copy_from_slice(&key[start.len()..]));
+        cursor.next()?;
+    }
+    if let Some(overlay) = overlay {
+        let of_lease = overlay
+            .attached
+            .range((lease, Bytes::new())..)
+            .take_while(|((id, _), _)| *id == lease);
+        for ((_, key), attached) in of_lease {
+            if *attached {
+                found.insert(key.clone());
+            } else {
+                found.remove(key);
+            }
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// An engine view, and on top of it what an apply step has prepared.
+pub(crate) struct Snapshot<'a, V> {
+    pub(crate) view: &'a V,
+    pub(crate) overlay: Option<&'a Overlay>,
+    /// The newest revision to be seen.
+    pub(crate) revision: Revision,
+    pub(crate) compacted: Revision,
+}
+
+/// A key's record at some revision: read in place if it is the newest one, else found in the past.
+enum Found<'a> {
+    Newest(RecordRef<'a>),
+    Past(Record),
+}
+
+impl<V: View> Snapshot<'_, V> {
+    /// The newest record of a key, tombstones included.
+    pub(crate) fn newest(&self, key: &[u8]) -> Result<Option<Record>, EngineError> {
+        if let Some(record) = self.overlay.and_then(|overlay| overlay.cur.get(key)) {
+            return Ok(Some(record.clone()));
+        }
+        self.view
+            .get(keys::CUR, key)?
+            .map(|data| Record::decode(&data))
+            .transpose()
+    }
+
+    /// The record that a change points to as the key's previous one.
+    pub(crate) fn previous(&self, prev: keys::Position, successor: keys::Position) -> Result<Record, EngineError> {
+        if let Some(overlay) = self.overlay {
+            let change = overlay.change_at(prev).or_else(|| overlay.kept_for(successor));
+            if let Some(change) = change {
+                return Ok(change.record.clone());
+            }
+        }
+        // What compaction has passed is (or soon will be) with its successor, the rest in the log.
+        let kept = || self.view.get(keys::REV, &keys::kept_key(successor));
+        let logged = || self.view.get(keys::REV, &keys::log_key(prev));
+        let data = if prev.main < self.compacted {
+            match kept()? {
+                Some(data) => Some(data),
+                None => logged()?,
+            }
+        } else {
+            logged()?
+        };
+        let data = data.ok_or_else(|| {
+            let cause = format!("the change at {successor:?} points to {prev:?}, which is neither logged nor kept");
+            keys::corrupt("rev", cause)
+        })?;
+        Ok(keys::decode_change_owned(&data)?.1)
+    }
+
+    /// What a key was at `at`, given its newest record: `None` if it did not exist.
+    fn record_at<'r>(&self, newest: RecordRef<'r>, at: Revision) -> Result<Option<Found<'r>>, EngineError> {
+        if newest.at.main <= at {
+            return Ok((!newest.tombstone).then_some(Found::Newest(newest)));
+        }
+        let (mut prev, mut successor) = (newest.prev, newest.at);
+        while let Some(position) = prev {
+            let record = self.previous(position, successor)?;
+            if record.at.main <= at {
+                return Ok((!record.tombstone).then_some(Found::Past(record)));
+            }
+            (prev, successor) = (record.prev, record.at);
+        }
+        Ok(None)
+    }
+
+    /// Whether a key existed at `at`, without looking into the past where that is not needed.
+    fn existed_at(&self, newest: RecordRef<'_>, at: Revision) -> Result<bool, EngineError> {
+        if !newest.tombstone && newest.create <= at {
+            return Ok(true);
+        }
+        Ok(self.record_at(newest, at)?.is_some())
+    }
+
+    /// What a key was at `at`.
+    pub(crate) fn get_at(&self, key: &[u8], at: Revision) -> Result<Option<Record>, EngineError> {
+        let Some(mut record) = self.newest(key)? else {
+            return Ok(None);
+        };
+        while record.at.main > at {
+            let Some(prev) = record.prev else { return Ok(None) };
+            record = self.previous(prev, record.at)?;
+        }
+        Ok((!record.tombstone).then_some(record))
+    }
+
+    /// Visits the newest record of every key in a range, in order and tombstones included, until told to stop.
+    pub(crate) fn visit_newest(
+        &self,
+        span: Span<'_>,
+        mut visit: impl FnMut(&[u8], RecordRef<'_>) -> Result<bool, Failure>,
+    ) -> Result<(), Failure> {
+        let (start, end) = match span {
+            Span::Key(key) => {
+                if let Some(record) = self.newest(key)? {
+                    visit(key, as_ref(&record))?;
+                }
+                return Ok(());
+            }
+            Span::Range(start, end) if start >= end => return Ok(()),
+            Span::Range(start, end) => (start, Some(end)),
+            Span::From(start) => (start, None),
+        };
+        let mut cursor = self.view.cursor(keys::CUR, KeyRange { start, end })?;
+        cursor.seek_first()?;
+        let mut pending = self
+            .overlay
+            .map(|overlay| overlay.in_span(span))
+            .into_iter()
+            .flatten()
+            .peekable();
+        loop {
+            let order = match (cursor.entry(), pending.peek()) {
+                (None, None) => return Ok(()),
+                (Some(_), None) => CmpOrdering::Less,
+                (None, Some(_)) => CmpOrdering::Greater,
+                (Some((key, _)), Some((changed, _))) => key.cmp(changed),
+            };
+            let go_on = if order == CmpOrdering::Less {
+                let (key, data) = cursor.entry().expect("it stands on a key");
+                visit(key, RecordRef::decode(data)?)?
+            } else {
+                let (key, record) = pending.next().expect("it was peeked at");
+                visit(key, as_ref(record))?
+            };
+            if !go_on {
+                return Ok(());
+            }
+            if order != CmpOrdering::Greater {
+                cursor.next()?;
+            }
+        }
+    }
+
+    /// Answers a range at revision `at`, which must be whole in this snapshot. The header carries the snapshot's own
+    /// revision.
+    pub(crate) fn range(&self, request: &RangeRequest, at: Revision) -> Result<RangeResponse, Failure> {
+        let order = SortOrder::try_from(request.sort_order).map_err(|_| Error::InvalidSortOption)?;
+        let target = SortTarget::try_from(request.sort_target).map_err(|_| Error::InvalidSortOption)?;
+        let filtered = request.min_mod_revision != 0
+            || request.max_mod_revision != 0
+            || request.min_create_revision != 0
+            || request.max_create_revision != 0;
+        // As in etcd, the order asked for decides whether the limit cuts before or after sorting, so a target other
+        // than the key without an order sorts what the limit left.
+        let in_key_order = order == SortOrder::None || (target == SortTarget::Key && order == SortOrder::Ascend);
+        let limit = usize::try_from(request.limit).unwrap_or(0);
+        let fetch_max = if limit > 0 && in_key_order && !filtered {
+            limit
+        } else {
+            usize::MAX
+        };
+        let with_value = !request.keys_only || target == SortTarget::Value;
+
+        let mut response = RangeResponse {
+            header: ResponseHeader::at(self.revision),
+            ..Default::default()
+        };
+        let mut count: i64 = 0;
+        let mut gather = Gather::default();
+        if request.count_only {
+            self.visit_newest(request.span(), |_, newest| {
+                count += i64::from(self.existed_at(newest, at)?);
+                Ok(true)
+            })?;
+        } else if let Span::Key(key) = request.span() {
+            if let Some(record) = self.get_at(key, at)? {
+                count = 1;
+                let mut kv = record.to_key_value(request.key.clone());
+                if !with_value {
+                    kv.value = Bytes::new();
+                }
+                gather.kvs.push(kv);
+            }
+        } else {
+            self.visit_newest(request.span(), |key, newest| {
+                if gather.kvs.len() >= fetch_max {
+                    count += i64::from(self.existed_at(newest, at)?);
+                } else if let Some(found) = self.record_at(newest, at)? {
+                    count += 1;
+                    gather.push(key, &found, with_value);
+                }
+                Ok(true)
+            })?;
+        }
+        let mut kvs = gather.kvs;
+        let fetched = kvs.len();
+        if filtered {
+            kvs.retain(|kv| {
+                (request.max_mod_revision == 0 || kv.mod_revision <= request.max_mod_revision)
+                    && (request.min_mod_revision == 0 || kv.mod_revision >= request.min_mod_revision)
+                    && (request.max_create_revision == 0 || kv.create_revision <= request.max_create_revision)
+                    && (request.min_create_revision == 0 || kv.create_revision >= request.min_create_revision)
+            });
+        }
+        sort(&mut kvs, target, order);
+        if limit > 0 && kvs.len() > limit {
+            kvs.truncate(limit);
+            response.more = true;
+        } else if fetch_max != usize::MAX {
+            response.more = count > fetched as i64;
+        }
+        if request.keys_only {
+            for kv in &mut kvs {
+                kv.value = Bytes::new();
+                // etcd answers keys alone from its index, which does not know leases.
+                if target != SortTarget::Value {
+                    kv.lease = 0;
+                }
+            }
+        }
+        response.kvs = kvs;
+        response.count = count;
+        Ok(response)
+    }
+
+    /// Answers one page of a range in key order at revision `at`.
+    pub(crate) fn scan_page(&self, request: &ScanRequest, at: Revision) -> Result<ScanPage, Failure> {
+        let mut gather = Gather::default();
+        let mut bytes = 0;
+        let mut more = false;
+        self.visit_newest(Span::new(&request.key, &request.range_end), |key, newest| {
+            let Some(found) = self.record_at(newest, at)? else {
+                return Ok(true);
+            };
+            if gather.kvs.len() >= request.keys_max.max(1) || bytes >= request.bytes_max {
+                more = true;
+                return Ok(false);
+            }
+            gather.push(key, &found, !request.keys_only);
+            if request.keys_only
+                && let Some(kv) = gather.kvs.last_mut()
+            {
+                kv.lease = 0;
+            }
+            bytes += gather.kvs.last().map_or(0, |kv| kv.key.len() + kv.value.len());
+            Ok(true)
+        })?;
+        let header = ResponseHeader {
+            revision: self.revision,
+            ..Default::default()
+        };
+        Ok(ScanPage {
+            revision: at,
+            header,
+            kvs: gather.kvs,
+            more,
+        })
+    }
+}
+
+/// Reads an owned record as if in place.
+pub(crate) fn as_ref(record: &Record) -> RecordRef<'_> {
+    let Record {
+        at,
+        prev,
+        tombstone,
+        create,
+        version,
+        lease,
+        digest,
+        ref value,
+    } = *record;
+    RecordRef {
+        at,
+        prev,
+        tombstone,
+        create,
+        version,
+        lease,
+        digest,
+        value,
+    }
+}
+
+/// Gathers keys and values into few allocations.
+#[derive(Default)]
+struct Gather {
+    kvs: Vec<KeyValue>,
+    arena: BytesMut,
+}
+
+impl Gather {
+    fn push(&mut self, key: &[u8], found: &Found<'_>, with_value: bool) {
+        let (bare, value) = match found {
+            Found::Newest(record) => (record.to_bare_key_value(Bytes::new()), record.value),
+            Found::Past(record) => (as_ref(record).to_bare_key_value(Bytes::new()), &record.value[..]),
+        };
+        let value = if with_value { value } else { &[] };
+        let len = key.len() + value.len();
+        if self.arena.capacity() < len {
+            self.arena = BytesMut::with_capacity(len.max(ARENA_BYTES));
+        }
+        self.arena.extend_from_slice(key);
+        self.arena.extend_from_slice(value);
+        let mut key_and_value = self.arena.split().freeze();
+        let value = key_and_value.split_off(key.len());
+        self.kvs.push(KeyValue {
+            key: key_and_value,
+            value,
+            ..bare
+        });
+    }
+}
+
+fn sort(kvs: &mut [KeyValue], target: SortTarget, order: SortOrder) {
+    let compare: fn(&KeyValue, &KeyValue) -> CmpOrdering = match target {
+        SortTarget::Key => |a, b| a.key.cmp(&b.key),
+        SortTarget::Version => |a, b| a.version.cmp(&b.version),
+        SortTarget::Create => |a, b| a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => |a, b| a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => |a, b| a.value.cmp(&b.value),
+    };
+    match (target, order) {
+        (SortTarget::Key, SortOrder::None | SortOrder::Ascend) => {}
+        (_, SortOrder::None | SortOrder::Ascend) => kvs.sort_by(compare),
+        (_, SortOrder::Descend) => kvs.sort_by(|a, b| compare(b, a)),
+    }
+}

@@ -1,0 +1,705 @@
+//! Brings events to watchers: every revision once, whole and in order.
+//!
+//! A watcher is either *live* or *behind*. The apply thread hands each revision's events to the live watchers that they
+//! concern, through a bounded queue per stream. When a queue is full, its stream's watchers fall behind from that
+//! revision on, and nothing more is kept in memory for them. A watcher that is behind, because of that or because it
+//! asked for history, is caught up from the log in storage, piece by piece, by the thread that serves its stream, once
+//! the queue holds nothing of it any more; when it has seen everything, it is live again.
+//!
+//! Locks: the hub's before a stream's; neither is held while storage is read.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+
+use api::kv::{Event, EventType, KeyValue};
+use api::store::{WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream};
+use api::{Revision, Span};
+use bytes::Bytes;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use storage::{Cursor, Engine, EngineError, KeyRange, View};
+
+use crate::keys::{self, Position};
+use crate::machine::Options;
+use crate::read::{Reader, Snapshot};
+
+mod interest;
+
+use interest::{Interest, Interests};
+
+/// Most log entries that are read to catch a watcher up before its thread may do something else.
+const CATCH_UP_SCAN_MAX: usize = 10_000;
+/// Most revisions in one catch-up answer (etcd's `watchBatchMaxRevs`).
+const CATCH_UP_REVISIONS_MAX: usize = 1000;
+/// Most bytes of events in one catch-up answer, exceeded by one revision at most.
+const CATCH_UP_BYTES_MAX: usize = 1 << 20;
+/// What an event takes in memory besides its keys and values, about. One revision is never split, so its events may
+/// exceed every bound here once; a request's own limits bound them.
+const EVENT_OVERHEAD_BYTES: usize = 64;
+
+/// Where all watchers meet the apply thread.
+pub struct Hub<E> {
+    reader: Reader<E>,
+    buffer_events_max: usize,
+    buffer_bytes_max: usize,
+    watchers: AtomicUsize,
+    streams: AtomicUsize,
+    behind: AtomicUsize,
+    state: Mutex<HubState>,
+    failed: Mutex<Option<EngineError>>,
+}
+
+struct HubState {
+    /// Up to here events were handed out.
+    revision: Revision,
+    /// What live watchers want to see.
+    interests: Interests,
+    next_stream: u64,
+}
+
+/// How much there is to watch over, for the metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HubStats {
+    /// Watchers, on all streams.
+    pub watchers: usize,
+    /// Streams.
+    pub streams: usize,
+    /// Watchers that are being caught up from storage.
+    pub behind: usize,
+}
+
+impl<E: Engine> Hub<E> {
+    pub(crate) fn new(reader: Reader<E>, options: &Options) -> Self {
+        let revision = reader.revision();
+        Hub {
+            reader,
+            buffer_events_max: options.watch_buffer_events_max,
+            buffer_bytes_max: options.watch_buffer_bytes_max,
+            watchers: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
+            behind: AtomicUsize::new(0),
+            state: Mutex::new(HubState {
+                revision,
+                interests: Interests::default(),
+                next_stream: 0,
+            }),
+            failed: Mutex::new(None),
+        }
+    }
+
+    /// Whether anybody watches anything.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watchers.load(Ordering::Acquire) > 0
+    }
+
+    /// How much there is to watch over.
+    pub fn stats(&self) -> HubStats {
+        HubStats {
+            watchers: self.watchers.load(Ordering::Relaxed),
+            streams: self.streams.load(Ordering::Relaxed),
+            behind: self.behind.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The engine's failure, if a watcher met one: the node must stop.
+    pub fn failure(&self) -> Option<EngineError> {
+        self.failed.lock().clone()
+    }
+
+    /// A new stream without watchers.
+    pub fn stream(self: &Arc<Self>) -> Stream<E> {
+        let mut state = self.state.lock();
+        state.next_stream += 1;
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        let shared = Arc::new(StreamShared {
+            id: state.next_stream,
+            state: Mutex::default(),
+        });
+        Stream {
+            hub: self.clone(),
+            shared,
+        }
+    }
+
+    /// Hands out the events of everything up to `revision`, in order. `None` says that nobody watched when they were
+    /// prepared, so none were gathered; whoever came since reads them from storage.
+    pub(crate) fn publish(&self, revision: Revision, events: Option<Vec<Event>>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        assert!(revision >= state.revision, "revisions never go back");
+        if revision == state.revision {
+            return;
+        }
+        match events {
+            Some(events) => {
+                let mut rest = events.into_iter().peekable();
+                while let Some(at) = rest.peek().map(revision_of) {
+                    assert!(at > state.revision, "every revision is handed out once");
+                    while let Some(event) = rest.next_if(|event| revision_of(event) == at) {
+                        state.interests.collect(event);
+                    }
+                    state
+                        .interests
+                        .deliver(|interest, events| self.deliver(interest, at, events));
+                }
+            }
+            None => {
+                state.interests.for_each(|interest| {
+                    let members = std::mem::take(&mut interest.members);
+                    for member in members {
+                        if let Some(stream) = member.stream.upgrade() {
+                            let mut stream = stream.state.lock();
+                            self.fall_behind(&mut stream, member.watch_id);
+                            stream.wake();
+                        }
+                    }
+                });
+                state.interests.forget_unused();
+            }
+        }
+        state.revision = revision;
+    }
+
+    /// Queues one revision's events for every member of an interest; drops members that are full or gone.
+    fn deliver(&self, interest: &mut Interest, revision: Revision, events: &Arc<[Event]>) {
+        let bytes: usize = events.iter().map(event_bytes).sum();
+        interest.members.retain(|member| {
+            let Some(stream) = member.stream.upgrade() else {
+                return false;
+            };
+            let mut stream = stream.state.lock();
+            let stream = &mut *stream;
+            let Some(watcher) = stream.watchers.get_mut(&member.watch_id) else {
+                return false;
+            };
+            if revision < watcher.next {
+                return true;
+            }
+            if stream.queued_events >= self.buffer_events_max
+                || (stream.queued_bytes > 0 && stream.queued_bytes + bytes > self.buffer_bytes_max)
+            {
+                self.fall_behind(stream, member.watch_id);
+                stream.wake();
+                return false;
+            }
+            watcher.next = revision + 1;
+            watcher.quiet = false;
+            stream.queued_events += events.len();
+            stream.queued_bytes += bytes;
+            let output = WatchOutput::Events {
+                watch_id: member.watch_id,
+                revision,
+                events: events.clone(),
+            };
+            stream.push(Queued {
+                output,
+                events: events.len(),
+                bytes,
+            });
+            true
+        });
+    }
+
+    fn fall_behind(&self, stream: &mut StreamState, watch_id: i64) {
+        let after = stream.pushed;
+        let watcher = stream
+            .watchers
+            .get_mut(&watch_id)
+            .expect("members are watchers of their stream");
+        assert!(watcher.live, "only live watchers are members");
+        watcher.live = false;
+        stream.behind.push_back(Behind { watch_id, after });
+        self.behind.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn revision_of(event: &Event) -> Revision {
+    event.kv.as_ref().expect("every event has its key").mod_revision
+}
+
+fn event_bytes(event: &Event) -> usize {
+    let size = |kv: &KeyValue| kv.key.len() + kv.value.len();
+    EVENT_OVERHEAD_BYTES + event.kv.as_ref().map_or(0, size) + event.prev_kv.as_ref().map_or(0, size)
+}
+
+/// What the hub and the thread that serves a stream share.
+pub(crate) struct StreamShared {
+    id: u64,
+    state: Mutex<StreamState>,
+}
+
+#[derive(Default)]
+struct StreamState {
+    watchers: HashMap<i64, Watcher>,
+    next_id: i64,
+    queue: VecDeque<Queued>,
+    queued_events: usize,
+    queued_bytes: usize,
+    /// Outputs ever queued, and ever taken.
+    pushed: u64,
+    taken: u64,
+    /// Watchers to catch up, in turn.
+    behind: VecDeque<Behind>,
+    /// Whoever waits for the next output.
+    waker: Option<Waker>,
+}
+
+struct Queued {
+    output: WatchOutput,
+    events: usize,
+    bytes: usize,
+}
+
+/// A watcher to be caught up once everything queued before it fell behind (`after` outputs) was taken.
+struct Behind {
+    watch_id: i64,
+    after: u64,
+}
+
+struct Watcher {
+    key: Bytes,
+    range_end: Bytes,
+    no_put: bool,
+    no_delete: bool,
+    prev_kv: bool,
+    progress_notify: bool,
+    /// The next revision it has not been given.
+    next: Revision,
+    live: bool,
+    /// Whether it had no events since the last progress interval.
+    quiet: bool,
+}
+
+impl StreamState {
+    fn push(&mut self, queued: Queued) {
+        self.queue.push_back(queued);
+        self.pushed += 1;
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn push_progress(&mut self, watch_id: i64, revision: Revision) {
+        let output = WatchOutput::Progress { watch_id, revision };
+        self.push(Queued {
+            output,
+            events: 0,
+            bytes: 0,
+        });
+    }
+
+    /// How many progress answers wait: they are not events, so they have a bound of their own.
+    fn is_flooded(&self) -> bool {
+        self.queue.len() > self.queued_events + self.watchers.len() + 64
+    }
+}
+
+/// Watchers that share one channel to their client.
+pub struct Stream<E: Engine> {
+    hub: Arc<Hub<E>>,
+    shared: Arc<StreamShared>,
+}
+
+/// What a piece of catching up came to.
+enum CaughtUp {
+    Events {
+        revision: Revision,
+        events: Vec<Event>,
+        next: Revision,
+    },
+    Nothing {
+        next: Revision,
+    },
+    Compacted {
+        compacted: Revision,
+    },
+}
+
+impl<E: Engine> Stream<E> {
+    /// Catches one watcher up by a bounded amount. `None`: try again, there may be more to do.
+    fn catch_up(&mut self, watch_id: i64) -> Option<WatchOutput> {
+        let (next, filter) = {
+            let state = self.shared.state.lock();
+            let watcher = state.watchers.get(&watch_id)?;
+            let filter = Filter {
+                key: watcher.key.clone(),
+                range_end: watcher.range_end.clone(),
+                no_put: watcher.no_put,
+                no_delete: watcher.no_delete,
+                prev_kv: watcher.prev_kv,
+            };
+            (watcher.next, filter)
+        };
+        let caught_up = match self.hub.reader.changes(next, &filter) {
+            Ok(caught_up) => caught_up,
+            Err(error) => {
+                // The node is about to stop; this watcher hears nothing wrong meanwhile.
+                self.hub.failed.lock().get_or_insert(error);
+                return None;
+            }
+        };
+        match caught_up {
+            CaughtUp::Compacted { compacted } => {
+                self.remove(watch_id);
+                Some(WatchOutput::Compacted {
+                    watch_id,
+                    compact_revision: compacted,
+                })
+            }
+            CaughtUp::Events { revision, events, next } => {
+                self.advance(watch_id, next, true);
+                Some(WatchOutput::Events {
+                    watch_id,
+                    revision,
+                    events: events.into(),
+                })
+            }
+            CaughtUp::Nothing { next } => {
+                self.advance(watch_id, next, false);
+                None
+            }
+        }
+    }
+
+    /// Notes how far a watcher was caught up, and makes it live if that is all there is.
+    fn advance(&self, watch_id: i64, next: Revision, had_events: bool) {
+        let mut hub = self.hub.state.lock();
+        let mut stream = self.shared.state.lock();
+        let after = stream.taken;
+        let Some(watcher) = stream.watchers.get_mut(&watch_id) else {
+            return;
+        };
+        watcher.next = next;
+        watcher.quiet &= !had_events;
+        if next > hub.revision {
+            watcher.live = true;
+            self.hub.behind.fetch_sub(1, Ordering::Relaxed);
+            hub.interests
+                .join(watcher.interest(), Arc::downgrade(&self.shared), watch_id);
+        } else {
+            stream.behind.push_back(Behind { watch_id, after });
+        }
+    }
+
+    /// Removes a watcher and what is queued for it; `false` if there is none of that id.
+    fn remove(&mut self, watch_id: i64) -> bool {
+        let mut hub = self.hub.state.lock();
+        let mut stream = self.shared.state.lock();
+        let stream = &mut *stream;
+        let Some(watcher) = stream.watchers.remove(&watch_id) else {
+            return false;
+        };
+        self.hub.watchers.fetch_sub(1, Ordering::AcqRel);
+        if watcher.live {
+            hub.interests.leave(&watcher.interest(), self.shared.id, watch_id);
+        } else {
+            self.hub.behind.fetch_sub(1, Ordering::Relaxed);
+            stream.behind.retain(|behind| behind.watch_id != watch_id);
+        }
+        let before = stream.queue.len();
+        stream.queue.retain(|queued| {
+            let of_it = match queued.output {
+                WatchOutput::Events { watch_id: id, .. }
+                | WatchOutput::Progress { watch_id: id, .. }
+                | WatchOutput::Compacted { watch_id: id, .. } => id == watch_id,
+            };
+            if of_it {
+                stream.queued_events -= queued.events;
+                stream.queued_bytes -= queued.bytes;
+            }
+            !of_it
+        });
+        stream.taken += (before - stream.queue.len()) as u64;
+        true
+    }
+}
+
+impl Watcher {
+    fn interest(&self) -> interest::Key {
+        interest::Key {
+            key: self.key.clone(),
+            range_end: self.range_end.clone(),
+            no_put: self.no_put,
+            no_delete: self.no_delete,
+            prev_kv: self.prev_kv,
+        }
+    }
+}
+
+impl<E: Engine> WatchStream for Stream<E> {
+    fn create(&mut self, create: WatchCreate) -> Result<WatchCreated, WatchError> {
+        let WatchCreate {
+            id,
+            mut key,
+            range_end,
+            start_revision,
+            no_put,
+            no_delete,
+            prev_kv,
+            progress_notify,
+        } = create;
+        if key.is_empty() {
+            key = Bytes::from_static(&[0]);
+        }
+        if let Span::Range(start, end) = Span::new(&key, &range_end)
+            && start >= end
+        {
+            return Err(WatchError::EmptyRange);
+        }
+        let mut hub = self.hub.state.lock();
+        let mut stream = self.shared.state.lock();
+        let watch_id = match id {
+            Some(id) if stream.watchers.contains_key(&id) => return Err(WatchError::DuplicateId),
+            Some(id) => id,
+            None => {
+                while stream.watchers.contains_key(&stream.next_id) {
+                    stream.next_id += 1;
+                }
+                stream.next_id += 1;
+                stream.next_id - 1
+            }
+        };
+        if start_revision < 0 {
+            return Err(WatchError::NegativeRevision);
+        }
+        // From here on the apply thread gathers events. What it is preparing at this moment it may not gather, and then
+        // says so when it publishes, which the lock holds up until this watcher is in place.
+        self.hub.watchers.fetch_add(1, Ordering::AcqRel);
+        let revision = self.hub.reader.revision();
+        let next = if start_revision == 0 {
+            revision + 1
+        } else {
+            start_revision
+        };
+        let live = next > hub.revision;
+        let watcher = Watcher {
+            key,
+            range_end,
+            no_put,
+            no_delete,
+            prev_kv,
+            progress_notify,
+            next,
+            live,
+            // The first interval after its creation counts as eventful unless it is live and nothing came.
+            quiet: true,
+        };
+        if live {
+            hub.interests
+                .join(watcher.interest(), Arc::downgrade(&self.shared), watch_id);
+        } else {
+            let after = stream.pushed;
+            stream.behind.push_back(Behind { watch_id, after });
+            self.hub.behind.fetch_add(1, Ordering::Relaxed);
+        }
+        stream.watchers.insert(watch_id, watcher);
+        stream.wake();
+        Ok(WatchCreated { watch_id, revision })
+    }
+
+    fn cancel(&mut self, watch_id: i64) -> bool {
+        self.remove(watch_id)
+    }
+
+    fn request_progress(&mut self) {
+        let hub = self.hub.state.lock();
+        let mut stream = self.shared.state.lock();
+        if !stream.watchers.is_empty() && stream.watchers.values().all(|watcher| watcher.live) && !stream.is_flooded() {
+            // Everything up to this revision is in the queue already, since both locks are held.
+            stream.push_progress(-1, hub.revision);
+        }
+    }
+
+    fn notify_progress(&mut self) {
+        let hub = self.hub.state.lock();
+        let mut stream = self.shared.state.lock();
+        let mut due = Vec::new();
+        for (&id, watcher) in &mut stream.watchers {
+            if std::mem::replace(&mut watcher.quiet, true) && watcher.progress_notify && watcher.live {
+                due.push(id);
+            }
+        }
+        due.sort_unstable();
+        for id in due {
+            if !stream.is_flooded() {
+                stream.push_progress(id, hub.revision);
+            }
+        }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<WatchOutput> {
+        let behind = {
+            let mut stream = self.shared.state.lock();
+            let stream = &mut *stream;
+            // A watcher that is behind takes its turn as soon as nothing of it is queued any more, so that others on the
+            // stream, however busy, cannot hold it up for ever.
+            let taken = stream.taken;
+            match stream.behind.iter().position(|behind| behind.after <= taken) {
+                Some(at) => stream.behind.remove(at).map(|behind| behind.watch_id),
+                None => {
+                    if let Some(Queued { output, events, bytes }) = stream.queue.pop_front() {
+                        stream.taken += 1;
+                        stream.queued_events -= events;
+                        stream.queued_bytes -= bytes;
+                        return Poll::Ready(output);
+                    }
+                    assert!(stream.behind.is_empty(), "with an empty queue everybody has a turn");
+                    stream.waker = Some(context.waker().clone());
+                    None
+                }
+            }
+        };
+        let Some(watch_id) = behind else { return Poll::Pending };
+        if let Some(output) = self.catch_up(watch_id) {
+            return Poll::Ready(output);
+        }
+        // A bounded piece of work is done: let others have the thread, then go on.
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<E: Engine> Drop for Stream<E> {
+    fn drop(&mut self) {
+        let ids: Vec<i64> = self.shared.state.lock().watchers.keys().copied().collect();
+        for id in ids {
+            self.remove(id);
+        }
+        self.hub.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Which changes a watcher wants to see.
+struct Filter {
+    key: Bytes,
+    range_end: Bytes,
+    no_put: bool,
+    no_delete: bool,
+    prev_kv: bool,
+}
+
+impl<E: Engine> Reader<E> {
+    /// The changes from revision `from` on that pass the filter, up to a bound.
+    fn changes(&self, from: Revision, filter: &Filter) -> Result<CaughtUp, EngineError> {
+        let current = self.revision();
+        let view = self.engine().view();
+        let compacted = self.compacted();
+        if from < compacted {
+            return Ok(CaughtUp::Compacted { compacted });
+        }
+        let snapshot = Snapshot {
+            view: &view,
+            overlay: None,
+            revision: current,
+            compacted,
+        };
+        let span = Span::new(&filter.key, &filter.range_end);
+        let (start, end) = (
+            keys::log_key(Position::start_of(from)),
+            keys::log_key(Position::start_of(current.max(from - 1) + 1)),
+        );
+        let mut cursor = view.cursor(
+            keys::REV,
+            KeyRange {
+                start: &start,
+                end: Some(&end),
+            },
+        )?;
+        cursor.seek_first()?;
+        let mut events: Vec<Event> = Vec::new();
+        let (mut scanned, mut bytes, mut revisions, mut last) = (0, 0, 0, from - 1);
+        while let Some((log_key, data)) = cursor.entry() {
+            let at = keys::position_of(log_key)?;
+            if at.main != last {
+                // Stop between revisions only, never within one.
+                let full =
+                    scanned >= CATCH_UP_SCAN_MAX || revisions >= CATCH_UP_REVISIONS_MAX || bytes >= CATCH_UP_BYTES_MAX;
+                if full {
+                    let next = at.main;
+                    return Ok(match events.is_empty() {
+                        true => CaughtUp::Nothing { next },
+                        false => CaughtUp::Events {
+                            revision: current,
+                            events,
+                            next,
+                        },
+                    });
+                }
+                last = at.main;
+            }
+            scanned += 1;
+            let (key, record) = keys::decode_change(data)?;
+            let wanted = if record.tombstone {
+                !filter.no_delete
+            } else {
+                !filter.no_put
+            };
+            if wanted && span.contains(key) {
+                let key = Bytes::copy_from_slice(key);
+                let (kind, kv) = if record.tombstone {
+                    let kv = KeyValue {
+                        key: key.clone(),
+                        mod_revision: at.main,
+                        ..Default::default()
+                    };
+                    (EventType::Delete, kv)
+                } else {
+                    (EventType::Put, record.to_owned().to_key_value(key.clone()))
+                };
+                let prev_kv = if filter.prev_kv && at.main > compacted {
+                    snapshot.value_before(&key, record.prev, at)?
+                } else {
+                    None
+                };
+                let event = Event {
+                    r#type: kind as i32,
+                    kv: Some(kv),
+                    prev_kv,
+                };
+                bytes += event_bytes(&event);
+                if events.last().is_none_or(|event| revision_of(event) != at.main) {
+                    revisions += 1;
+                }
+                events.push(event);
+            }
+            cursor.next()?;
+        }
+        let next = current.max(from - 1) + 1;
+        Ok(match events.is_empty() {
+            true => CaughtUp::Nothing { next },
+            false => CaughtUp::Events {
+                revision: current,
+                events,
+                next,
+            },
+        })
+    }
+}
+
+impl<V: View> Snapshot<'_, V> {
+    /// The key's value before the revision of a change.
+    fn value_before(
+        &self,
+        key: &Bytes,
+        mut prev: Option<Position>,
+        change: Position,
+    ) -> Result<Option<KeyValue>, EngineError> {
+        let mut successor = change;
+        while let Some(position) = prev {
+            let record = self.previous(position, successor)?;
+            if record.at.main < change.main {
+                return Ok((!record.tombstone).then(|| record.to_key_value(key.clone())));
+            }
+            (prev, successor) = (record.prev, record.at);
+        }
+        Ok(None)
+    }
+}
+
+pub(crate) type WeakStream = Weak<StreamShared>;
