@@ -1,0 +1,237 @@
+//! Watches the time of leases.
+//!
+//! Which leases exist is replicated state and comes from applied entries; how much time they have left is known to the
+//! leader alone and never enters the state machine. When a lease's time is over, the leader proposes its revocation like
+//! any other operation. All times are told to the functions here, in milliseconds of a clock that never goes back.
+
+use std::collections::{BTreeSet, HashMap};
+
+use api::LeaseId;
+use mvcc::LeaseChange;
+
+/// How long a revocation that was proposed may take before it is proposed again, in milliseconds.
+const REVOKE_RETRY_MS: u64 = 3_000;
+
+/// Knows when each lease ends.
+#[derive(Debug, Default)]
+pub struct Lessor {
+    leases: HashMap<LeaseId, Lease>,
+    /// When to look at which lease next: its end, or the retry of its revocation. Empty unless leading.
+    due: BTreeSet<(u64, LeaseId)>,
+    leading: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    ttl_s: i64,
+    /// What was left at the last checkpoint, in seconds; 0 when there was none.
+    remaining_s: i64,
+    /// When it ends; meaningful while leading.
+    ends_ms: u64,
+    /// When it is looked at: `ends_ms`, or later once its revocation was proposed.
+    due_ms: u64,
+}
+
+fn seconds(s: i64) -> u64 {
+    u64::try_from(s).unwrap_or(0).saturating_mul(1000)
+}
+
+impl Lessor {
+    /// Takes a change from an applied entry.
+    pub fn apply(&mut self, change: LeaseChange, now_ms: u64) {
+        match change {
+            LeaseChange::Granted { id, ttl, remaining_ttl } => {
+                let known = self.leases.get(&id).copied();
+                if let Some(known) = known {
+                    // A checkpoint of a lease that is known: only what the next leader starts from changes.
+                    self.leases.insert(
+                        id,
+                        Lease {
+                            remaining_s: remaining_ttl,
+                            ..known
+                        },
+                    );
+                    return;
+                }
+                let ends_ms = now_ms.saturating_add(seconds(ttl));
+                self.leases.insert(
+                    id,
+                    Lease {
+                        ttl_s: ttl,
+                        remaining_s: remaining_ttl,
+                        ends_ms,
+                        due_ms: ends_ms,
+                    },
+                );
+                if self.leading {
+                    self.due.insert((ends_ms, id));
+                }
+            }
+            LeaseChange::Revoked { id } => {
+                if let Some(lease) = self.leases.remove(&id) {
+                    self.due.remove(&(lease.due_ms, id));
+                }
+            }
+        }
+    }
+
+    /// This member leads now: every lease gets its full time (or what the last checkpoint left of it) and
+    /// `extension_ms` on top, for the time in which nobody could keep it alive.
+    pub fn lead(&mut self, now_ms: u64, extension_ms: u64) {
+        self.leading = true;
+        self.due.clear();
+        for (&id, lease) in &mut self.leases {
+            let left_s = if lease.remaining_s > 0 {
+                lease.remaining_s
+            } else {
+                lease.ttl_s
+            };
+            lease.ends_ms = now_ms.saturating_add(seconds(left_s)).saturating_add(extension_ms);
+            lease.due_ms = lease.ends_ms;
+            self.due.insert((lease.due_ms, id));
+        }
+    }
+
+    /// This member no longer leads: nothing ends here any more.
+    pub fn follow(&mut self) {
+        self.leading = false;
+        self.due.clear();
+    }
+
+    /// Whether there is such a lease.
+    pub fn contains(&self, id: LeaseId) -> bool {
+        self.leases.contains_key(&id)
+    }
+
+    /// How many leases there are.
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// Gives a lease its full time again. The time to live in seconds; `None` if there is no such lease, or its time is
+    /// over and its revocation is under way.
+    pub fn keep_alive(&mut self, id: LeaseId, now_ms: u64) -> Option<i64> {
+        let lease = self.leases.get_mut(&id)?;
+        if self.leading && lease.ends_ms <= now_ms {
+            return None;
+        }
+        self.due.remove(&(lease.due_ms, id));
+        lease.ends_ms = now_ms.saturating_add(seconds(lease.ttl_s));
+        lease.due_ms = lease.ends_ms;
+        if self.leading {
+            self.due.insert((lease.due_ms, id));
+        }
+        Some(lease.ttl_s)
+    }
+
+    /// The time to live as granted, and whole seconds that are left; `None` if there is no such lease.
+    pub fn time_to_live(&self, id: LeaseId, now_ms: u64) -> Option<(i64, i64)> {
+        let lease = self.leases.get(&id)?;
+        let left_ms = lease.ends_ms.saturating_sub(now_ms);
+        Some((lease.ttl_s, i64::try_from(left_ms / 1000).unwrap_or(i64::MAX)))
+    }
+
+    /// All leases, the soonest to end first.
+    pub fn list(&self) -> Vec<LeaseId> {
+        let mut leases: Vec<_> = self.leases.iter().map(|(&id, lease)| (lease.ends_ms, id)).collect();
+        leases.sort_unstable();
+        leases.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Leases whose time is over, at most `count_max`; each comes again if it is not revoked in time.
+    pub fn expired(&mut self, now_ms: u64, count_max: usize) -> Vec<LeaseId> {
+        let mut expired = Vec::new();
+        while expired.len() < count_max
+            && let Some(&(due_ms, id)) = self.due.first()
+            && due_ms <= now_ms
+        {
+            self.due.pop_first();
+            let lease = self.leases.get_mut(&id).expect("what is due exists");
+            lease.due_ms = now_ms.saturating_add(REVOKE_RETRY_MS);
+            self.due.insert((lease.due_ms, id));
+            expired.push(id);
+        }
+        expired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn granted(id: LeaseId, ttl: i64) -> LeaseChange {
+        LeaseChange::Granted {
+            id,
+            ttl,
+            remaining_ttl: 0,
+        }
+    }
+
+    #[test]
+    fn a_lease_ends_unless_it_is_kept_alive() {
+        let mut lessor = Lessor::default();
+        lessor.lead(0, 0);
+        lessor.apply(granted(1, 5), 1_000);
+        lessor.apply(granted(2, 5), 1_000);
+        assert_eq!(lessor.time_to_live(1, 2_500), Some((5, 3)));
+        assert_eq!(lessor.keep_alive(1, 4_000), Some(5));
+        assert_eq!(lessor.expired(5_999, 10), []);
+        assert_eq!(lessor.expired(6_000, 10), [2]);
+        assert_eq!(lessor.keep_alive(2, 6_000), None, "its revocation is under way");
+        assert_eq!(lessor.list(), [2, 1]);
+        // Proposed again only after a while.
+        assert_eq!(lessor.expired(8_999, 10), []);
+        assert_eq!(lessor.expired(9_000, 10), [1, 2]);
+        lessor.apply(LeaseChange::Revoked { id: 1 }, 9_000);
+        lessor.apply(LeaseChange::Revoked { id: 2 }, 9_000);
+        assert_eq!(lessor.expired(u64::MAX, 10), []);
+        assert_eq!(lessor.time_to_live(1, 9_000), None);
+    }
+
+    #[test]
+    fn a_new_leader_starts_from_the_full_time_or_the_checkpoint() {
+        let mut lessor = Lessor::default();
+        lessor.apply(granted(1, 100), 0);
+        lessor.apply(granted(2, 100), 0);
+        lessor.apply(
+            LeaseChange::Granted {
+                id: 2,
+                ttl: 100,
+                remaining_ttl: 10,
+            },
+            0,
+        );
+        assert_eq!(lessor.expired(u64::MAX, 10), [], "followers end nothing");
+        lessor.lead(50_000, 1_000);
+        assert_eq!(lessor.expired(60_999, 10), []);
+        assert_eq!(lessor.expired(61_000, 10), [2]);
+        assert_eq!(lessor.expired(151_000, 10), [2, 1]);
+        lessor.follow();
+        assert_eq!(lessor.expired(u64::MAX, 10), []);
+    }
+
+    #[test]
+    fn expiry_is_bounded_at_a_time() {
+        let mut lessor = Lessor::default();
+        lessor.lead(0, 0);
+        for id in 1..=10 {
+            lessor.apply(granted(id, 1), 0);
+        }
+        assert_eq!(lessor.expired(1_000, 4).len(), 4);
+        assert_eq!(lessor.expired(1_000, 100).len(), 6);
+        assert_eq!(lessor.expired(1_000, 100).len(), 0);
+    }
+
+    #[test]
+    fn the_longest_lease_does_not_overflow() {
+        let mut lessor = Lessor::default();
+        lessor.lead(u64::MAX - 5, 10);
+        lessor.apply(granted(1, i64::MAX), u64::MAX - 1);
+        assert_eq!(lessor.keep_alive(1, u64::MAX - 1), Some(i64::MAX));
+    }
+}
