@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The etcd release whose API we implement; what clients read in Status, `/version` and the metrics. kube-apiserver
 /// decides features by it.
-pub const ETCD_VERSION: &str = "3.7.1";
+pub const ETCD_VERSION: &str = "3.7.3";
 
 /// The cluster version that goes with [`ETCD_VERSION`].
 pub const ETCD_CLUSTER_VERSION: &str = "3.7.0";

@@ -359,12 +359,13 @@ impl<V: View> Snapshot<'_, V> {
             || request.max_mod_revision != 0
             || request.min_create_revision != 0
             || request.max_create_revision != 0;
-        // As in etcd, the order asked for decides whether the limit cuts before or after sorting, so a target other
-        // than the key without an order sorts what the limit left.
+        // As in etcd, the order asked for decides whether the limit cuts before or after sorting. It then reads one key
+        // more than the limit, and a target other than the key without an order sorts that one too, so that the cut may
+        // take another.
         let in_key_order = order == SortOrder::None || (target == SortTarget::Key && order == SortOrder::Ascend);
         let limit = usize::try_from(request.limit).unwrap_or(0);
         let fetch_max = if limit > 0 && in_key_order && !filtered {
-            limit
+            limit.saturating_add(1)
         } else {
             usize::MAX
         };
@@ -381,7 +382,10 @@ impl<V: View> Snapshot<'_, V> {
                 count += i64::from(self.existed_at(newest, at)?);
                 Ok(true)
             })?;
-        } else if let Span::Key(key) = request.span() {
+            response.count = count;
+            return Ok(response);
+        }
+        if let Span::Key(key) = request.span() {
             if let Some(record) = self.get_at(key, at)? {
                 count = 1;
                 let mut kv = record.to_key_value(request.key.clone());
@@ -402,7 +406,6 @@ impl<V: View> Snapshot<'_, V> {
             })?;
         }
         let mut kvs = gather.kvs;
-        let fetched = kvs.len();
         if filtered {
             kvs.retain(|kv| {
                 (request.max_mod_revision == 0 || kv.mod_revision <= request.max_mod_revision)
@@ -415,8 +418,6 @@ impl<V: View> Snapshot<'_, V> {
         if limit > 0 && kvs.len() > limit {
             kvs.truncate(limit);
             response.more = true;
-        } else if fetch_max != usize::MAX {
-            response.more = count > fetched as i64;
         }
         if request.keys_only {
             for kv in &mut kvs {
@@ -441,7 +442,9 @@ impl<V: View> Snapshot<'_, V> {
             let Some(found) = self.record_at(newest, at)? else {
                 return Ok(true);
             };
-            if gather.kvs.len() >= request.keys_max.max(1) || bytes >= request.bytes_max {
+            // Never an empty page with more to come: the caller could not tell where to go on.
+            let full = gather.kvs.len() >= request.keys_max || bytes >= request.bytes_max;
+            if full && !gather.kvs.is_empty() {
                 more = true;
                 return Ok(false);
             }

@@ -47,6 +47,7 @@ pub struct Hub<E> {
     watchers: AtomicUsize,
     streams: AtomicUsize,
     behind: AtomicUsize,
+    pending_events: AtomicUsize,
     state: Mutex<HubState>,
     failed: Mutex<Option<EngineError>>,
 }
@@ -68,6 +69,8 @@ pub struct HubStats {
     pub streams: usize,
     /// Watchers that are being caught up from storage.
     pub behind: usize,
+    /// Events that wait in memory for their clients.
+    pub pending_events: usize,
 }
 
 impl<E: Engine> Hub<E> {
@@ -80,6 +83,7 @@ impl<E: Engine> Hub<E> {
             watchers: AtomicUsize::new(0),
             streams: AtomicUsize::new(0),
             behind: AtomicUsize::new(0),
+            pending_events: AtomicUsize::new(0),
             state: Mutex::new(HubState {
                 revision,
                 interests: Interests::default(),
@@ -100,6 +104,7 @@ impl<E: Engine> Hub<E> {
             watchers: self.watchers.load(Ordering::Relaxed),
             streams: self.streams.load(Ordering::Relaxed),
             behind: self.behind.load(Ordering::Relaxed),
+            pending_events: self.pending_events.load(Ordering::Relaxed),
         }
     }
 
@@ -151,7 +156,7 @@ impl<E: Engine> Hub<E> {
                     for member in members {
                         if let Some(stream) = member.stream.upgrade() {
                             let mut stream = stream.state.lock();
-                            self.fall_behind(&mut stream, member.watch_id);
+                            self.fall_behind(&mut stream, member.watch_id, state.revision + 1);
                             stream.wake();
                         }
                     }
@@ -180,13 +185,14 @@ impl<E: Engine> Hub<E> {
             if stream.queued_events >= self.buffer_events_max
                 || (stream.queued_bytes > 0 && stream.queued_bytes + bytes > self.buffer_bytes_max)
             {
-                self.fall_behind(stream, member.watch_id);
+                self.fall_behind(stream, member.watch_id, revision);
                 stream.wake();
                 return false;
             }
             watcher.next = revision + 1;
             watcher.quiet = false;
             stream.queued_events += events.len();
+            self.pending_events.fetch_add(events.len(), Ordering::Relaxed);
             stream.queued_bytes += bytes;
             let output = WatchOutput::Events {
                 watch_id: member.watch_id,
@@ -202,7 +208,8 @@ impl<E: Engine> Hub<E> {
         });
     }
 
-    fn fall_behind(&self, stream: &mut StreamState, watch_id: i64) {
+    /// A live watcher has been given everything that concerns it before revision `from`, and nothing from there on.
+    fn fall_behind(&self, stream: &mut StreamState, watch_id: i64, from: Revision) {
         let after = stream.pushed;
         let watcher = stream
             .watchers
@@ -210,6 +217,8 @@ impl<E: Engine> Hub<E> {
             .expect("members are watchers of their stream");
         assert!(watcher.live, "only live watchers are members");
         watcher.live = false;
+        // It may have been given nothing for long, and all of that time be compacted away by now.
+        watcher.next = watcher.next.max(from);
         stream.behind.push_back(Behind { watch_id, after });
         self.behind.fetch_add(1, Ordering::Relaxed);
     }
@@ -265,6 +274,8 @@ struct Watcher {
     no_delete: bool,
     prev_kv: bool,
     progress_notify: bool,
+    /// The revision it asked to begin at; 0 for whatever came next.
+    start: Revision,
     /// The next revision it has not been given.
     next: Revision,
     live: bool,
@@ -283,6 +294,21 @@ impl StreamState {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Drops queued outputs; returns how many events were in them.
+    fn drop_queued(&mut self, unwanted: impl Fn(&WatchOutput) -> bool) -> usize {
+        let (events, outputs) = (self.queued_events, self.queue.len());
+        self.queue.retain(|queued| {
+            let unwanted = unwanted(&queued.output);
+            if unwanted {
+                self.queued_events -= queued.events;
+                self.queued_bytes -= queued.bytes;
+            }
+            !unwanted
+        });
+        self.taken += (outputs - self.queue.len()) as u64;
+        events - self.queued_events
     }
 
     fn push_progress(&mut self, watch_id: i64, revision: Revision) {
@@ -402,25 +428,22 @@ impl<E: Engine> Stream<E> {
             self.hub.behind.fetch_sub(1, Ordering::Relaxed);
             stream.behind.retain(|behind| behind.watch_id != watch_id);
         }
-        let before = stream.queue.len();
-        stream.queue.retain(|queued| {
-            let of_it = match queued.output {
-                WatchOutput::Events { watch_id: id, .. }
-                | WatchOutput::Progress { watch_id: id, .. }
-                | WatchOutput::Compacted { watch_id: id, .. } => id == watch_id,
-            };
-            if of_it {
-                stream.queued_events -= queued.events;
-                stream.queued_bytes -= queued.bytes;
-            }
-            !of_it
+        let events = stream.drop_queued(|output| match output {
+            WatchOutput::Events { watch_id: id, .. }
+            | WatchOutput::Progress { watch_id: id, .. }
+            | WatchOutput::Compacted { watch_id: id, .. } => *id == watch_id,
         });
-        stream.taken += (before - stream.queue.len()) as u64;
+        self.hub.pending_events.fetch_sub(events, Ordering::Relaxed);
         true
     }
 }
 
 impl Watcher {
+    /// Whether it has been given everything up to `revision`. Before it begins there is nothing to say, as in etcd.
+    fn has_progress(&self, revision: Revision) -> bool {
+        self.live && self.start <= revision
+    }
+
     fn interest(&self) -> interest::Key {
         interest::Key {
             key: self.key.clone(),
@@ -444,6 +467,10 @@ impl<E: Engine> WatchStream for Stream<E> {
             prev_kv,
             progress_notify,
         } = create;
+        // First of all, as in etcd: it consumes no id, whatever else is wrong.
+        if start_revision < 0 {
+            return Err(WatchError::NegativeRevision);
+        }
         if key.is_empty() {
             key = Bytes::from_static(&[0]);
         }
@@ -465,9 +492,6 @@ impl<E: Engine> WatchStream for Stream<E> {
                 stream.next_id - 1
             }
         };
-        if start_revision < 0 {
-            return Err(WatchError::NegativeRevision);
-        }
         // From here on the apply thread gathers events. What it is preparing at this moment it may not gather, and then
         // says so when it publishes, which the lock holds up until this watcher is in place.
         self.hub.watchers.fetch_add(1, Ordering::AcqRel);
@@ -485,6 +509,7 @@ impl<E: Engine> WatchStream for Stream<E> {
             no_delete,
             prev_kv,
             progress_notify,
+            start: start_revision,
             next,
             live,
             // The first interval after its creation counts as eventful unless it is live and nothing came.
@@ -494,6 +519,9 @@ impl<E: Engine> WatchStream for Stream<E> {
             hub.interests
                 .join(watcher.interest(), Arc::downgrade(&self.shared), watch_id);
         } else {
+            // Progress of all that waits to be taken was true when it was asked for. To a client that has seen this one
+            // created it would say that its history was sent.
+            stream.drop_queued(|output| matches!(output, WatchOutput::Progress { watch_id: -1, .. }));
             let after = stream.pushed;
             stream.behind.push_back(Behind { watch_id, after });
             self.hub.behind.fetch_add(1, Ordering::Relaxed);
@@ -510,7 +538,13 @@ impl<E: Engine> WatchStream for Stream<E> {
     fn request_progress(&mut self) {
         let hub = self.hub.state.lock();
         let mut stream = self.shared.state.lock();
-        if !stream.watchers.is_empty() && stream.watchers.values().all(|watcher| watcher.live) && !stream.is_flooded() {
+        if !stream.watchers.is_empty()
+            && stream
+                .watchers
+                .values()
+                .all(|watcher| watcher.has_progress(hub.revision))
+            && !stream.is_flooded()
+        {
             // Everything up to this revision is in the queue already, since both locks are held.
             stream.push_progress(-1, hub.revision);
         }
@@ -521,7 +555,10 @@ impl<E: Engine> WatchStream for Stream<E> {
         let mut stream = self.shared.state.lock();
         let mut due = Vec::new();
         for (&id, watcher) in &mut stream.watchers {
-            if std::mem::replace(&mut watcher.quiet, true) && watcher.progress_notify && watcher.live {
+            if std::mem::replace(&mut watcher.quiet, true)
+                && watcher.progress_notify
+                && watcher.has_progress(hub.revision)
+            {
                 due.push(id);
             }
         }
@@ -546,6 +583,7 @@ impl<E: Engine> WatchStream for Stream<E> {
                     if let Some(Queued { output, events, bytes }) = stream.queue.pop_front() {
                         stream.taken += 1;
                         stream.queued_events -= events;
+                        self.hub.pending_events.fetch_sub(events, Ordering::Relaxed);
                         stream.queued_bytes -= bytes;
                         return Poll::Ready(output);
                     }

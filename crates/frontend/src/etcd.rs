@@ -1,0 +1,96 @@
+//! etcd's gRPC API over any [`Store`].
+//!
+//! | Service | Offered |
+//! |---|---|
+//! | KV, Watch, Lease | all of it |
+//! | Cluster | MemberList |
+//! | Maintenance | Status; Alarm with action GET |
+//! | Auth | AuthStatus and Authenticate, of a store where auth is off |
+//! | `grpc.health.v1` | all of it |
+//!
+//! Every other method of etcd's API answers Unimplemented and says so.
+
+pub mod codec;
+pub mod methods;
+
+mod auth;
+pub(crate) mod call;
+mod cluster;
+mod health;
+mod kv;
+mod lease;
+mod maintenance;
+mod status;
+mod watch;
+
+use std::convert::Infallible;
+
+use api::Store;
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service as _};
+
+use crate::BoxError;
+use crate::proto::etcdserverpb::auth_server::AuthServer;
+use crate::proto::etcdserverpb::cluster_server::ClusterServer;
+use crate::proto::etcdserverpb::kv_server::KvServer;
+use crate::proto::etcdserverpb::lease_server::LeaseServer;
+use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::proto::etcdserverpb::watch_server::WatchServer;
+use crate::proto::health::health_server::HealthServer;
+
+pub(crate) use call::{Call, Guard, Inbound, Outbound};
+use methods::Method;
+pub use status::status;
+
+/// The services, each ready to take calls.
+pub(crate) struct Services<S: Store> {
+    kv: KvServer<kv::Kv<S>>,
+    watch: WatchServer<watch::Watch<S>>,
+    lease: LeaseServer<lease::Lease<S>>,
+    cluster: ClusterServer<cluster::Cluster<S>>,
+    maintenance: MaintenanceServer<maintenance::Maintenance<S>>,
+    auth: AuthServer<auth::Auth<S>>,
+    health: HealthServer<health::Health>,
+}
+
+impl<S: Store> Services<S> {
+    pub(crate) fn new(store: S) -> Self {
+        // `Inbound` refuses larger messages before tonic sees them, in etcd's words.
+        let receive_max = store.limits().grpc_receive_bytes_max();
+        macro_rules! server {
+            ($server:ident, $service:expr) => {
+                $server::new($service)
+                    .max_decoding_message_size(receive_max)
+                    .max_encoding_message_size(usize::MAX)
+            };
+        }
+        Services {
+            kv: server!(KvServer, kv::Kv(store.clone())),
+            watch: server!(WatchServer, watch::Watch(store.clone())),
+            lease: server!(LeaseServer, lease::Lease(store.clone())),
+            cluster: server!(ClusterServer, cluster::Cluster(store.clone())),
+            maintenance: server!(MaintenanceServer, maintenance::Maintenance(store.clone())),
+            auth: server!(AuthServer, auth::Auth(store)),
+            health: server!(HealthServer, health::Health),
+        }
+    }
+
+    /// Begins a call; `None` if this release does not offer the method.
+    pub(crate) fn call<B>(&self, method: &Method, request: Request<B>) -> Option<BoxFuture<Response<Body>, Infallible>>
+    where
+        B: hyper::body::Body + Send + 'static,
+        B::Error: Into<BoxError> + Send + 'static,
+    {
+        Some(match (method.service, method.name) {
+            ("etcdserverpb.KV", _) => self.kv.clone().call(request),
+            ("etcdserverpb.Watch", _) => self.watch.clone().call(request),
+            ("etcdserverpb.Lease", _) => self.lease.clone().call(request),
+            ("etcdserverpb.Cluster", "MemberList") => self.cluster.clone().call(request),
+            ("etcdserverpb.Maintenance", "Status" | "Alarm") => self.maintenance.clone().call(request),
+            ("etcdserverpb.Auth", "AuthStatus" | "Authenticate") => self.auth.clone().call(request),
+            ("grpc.health.v1.Health", _) => self.health.clone().call(request),
+            _ => return None,
+        })
+    }
+}

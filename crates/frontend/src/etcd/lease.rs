@@ -1,0 +1,58 @@
+//! The Lease service.
+
+use api::Store;
+use api::kv::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeRequest,
+    LeaseRevokeResponse, LeaseTimeToLiveResponse,
+};
+use futures::TryStreamExt;
+use futures::stream::BoxStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::status::status;
+use crate::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseTimeToLiveRequest, lease_server};
+
+/// Answers Lease calls from a store.
+pub(super) struct Lease<S>(pub(super) S);
+
+#[tonic::async_trait]
+impl<S: Store> lease_server::Lease for Lease<S> {
+    async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        let granted = self.0.lease_grant(request.into_inner()).await;
+        granted.map(Response::new).map_err(status)
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let revoked = self.0.lease_revoke(request.into_inner()).await;
+        revoked.map(Response::new).map_err(status)
+    }
+
+    /// One at a time and in order, as in etcd: the next request is read when the last one is answered.
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<BoxStream<'static, Result<LeaseKeepAliveResponse, Status>>>, Status> {
+        let store = self.0.clone();
+        let replies = request.into_inner().and_then(move |request| {
+            let store = store.clone();
+            async move { store.lease_keep_alive(request.id).await.map_err(status) }
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let request = request.into_inner();
+        let left = self.0.lease_time_to_live(request.id, request.keys).await;
+        left.map(Response::new).map_err(status)
+    }
+
+    async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<Response<LeaseLeasesResponse>, Status> {
+        self.0.lease_leases().await.map(Response::new).map_err(status)
+    }
+}

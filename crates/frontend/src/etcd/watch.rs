@@ -1,0 +1,364 @@
+//! The Watch service: one state machine for each stream, polled when there is room to send.
+
+use std::collections::{HashSet, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use api::kv::{Event, ResponseHeader};
+use api::store::{WatchCreate, WatchCreated, WatchOutput, WatchStream};
+use api::{Revision, Store};
+use bytes::Bytes;
+use futures::Stream;
+use futures::stream::BoxStream;
+use prost::Message;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::proto::etcdserverpb::watch_create_request::FilterType;
+use crate::proto::etcdserverpb::watch_request::RequestUnion;
+use crate::proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse, watch_server};
+
+/// The id in replies that are about no watcher, or about all of the stream's.
+const NO_WATCHER: i64 = -1;
+
+/// How much a stream may do before other tasks of its thread get a turn: requests read and replies sent.
+const STEPS_PER_TURN: u32 = 64;
+
+/// The shortest time between progress notifications (etcd's `minWatchProgressInterval`).
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// How many watchers that compaction ended a stream remembers, so as to answer when their client cancels them, too.
+const COMPACTED_REMEMBERED_MAX: usize = 1024;
+
+/// Answers Watch calls from a store.
+pub(super) struct Watch<S>(pub(super) S);
+
+#[tonic::async_trait]
+impl<S: Store> watch_server::Watch for Watch<S> {
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<BoxStream<'static, Result<WatchResponse, Status>>>, Status> {
+        let session = Session::new(self.0.clone(), request.into_inner());
+        Ok(Response::new(Box::pin(session)))
+    }
+}
+
+/// One client's stream of watchers.
+///
+/// It is polled only while the connection has room for what it returns, and takes the next request or output only when
+/// `replies` is empty: it holds one request's reply or one output at a time, however slow the client reads. What the
+/// client does not take stays in the store.
+struct Session<S: Store, R> {
+    store: S,
+    watchers: S::Watch,
+    /// `None` once the client has said that it will ask nothing more; its watchers live on.
+    requests: Option<R>,
+    /// Ready to be sent, in this order.
+    replies: VecDeque<WatchResponse>,
+    /// Watchers whose large replies may be split.
+    fragmented: HashSet<i64>,
+    /// Watchers that compaction ended and the client has not cancelled yet.
+    compacted: HashSet<i64>,
+    /// Runs from the first watcher on that asked for progress notifications.
+    progress: Option<Interval>,
+    steps: u32,
+}
+
+/// Nothing in it is ever pinned.
+impl<S: Store, R> Unpin for Session<S, R> {}
+
+impl<S: Store, R> Session<S, R> {
+    fn new(store: S, requests: R) -> Self {
+        Session {
+            watchers: store.watch(),
+            store,
+            requests: Some(requests),
+            replies: VecDeque::new(),
+            fragmented: HashSet::new(),
+            compacted: HashSet::new(),
+            progress: None,
+            steps: 0,
+        }
+    }
+
+    fn handle(&mut self, request: WatchRequest) {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id),
+            Some(RequestUnion::ProgressRequest(_)) => self.watchers.request_progress(),
+            None => tracing::debug!("a watch stream got a request of unknown kind"),
+        }
+    }
+
+    fn create(&mut self, request: WatchCreateRequest) {
+        let filtered = |filter: FilterType| request.filters.contains(&(filter as i32));
+        let created = self.watchers.create(WatchCreate {
+            id: (request.watch_id != 0).then_some(request.watch_id),
+            no_put: filtered(FilterType::Noput),
+            no_delete: filtered(FilterType::Nodelete),
+            key: if request.key.is_empty() {
+                Bytes::from_static(&[0])
+            } else {
+                request.key
+            },
+            range_end: request.range_end,
+            start_revision: request.start_revision,
+            prev_kv: request.prev_kv,
+            progress_notify: request.progress_notify,
+        });
+        let reply = match created {
+            Ok(WatchCreated { watch_id, revision }) => {
+                self.compacted.remove(&watch_id);
+                if request.fragment {
+                    self.fragmented.insert(watch_id);
+                }
+                if request.progress_notify && self.progress.is_none() {
+                    self.progress = Some(progress_timer(self.store.limits().watch_progress_interval));
+                }
+                WatchResponse {
+                    created: true,
+                    ..self.reply(watch_id, revision)
+                }
+            }
+            Err(error) => WatchResponse {
+                header: Some(self.store.header()),
+                watch_id: NO_WATCHER,
+                created: true,
+                canceled: true,
+                cancel_reason: error.to_string(),
+                ..Default::default()
+            },
+        };
+        self.replies.push_back(reply);
+    }
+
+    fn cancel(&mut self, watch_id: i64) {
+        // etcd keeps a watcher that compaction ended until its client cancels it, and then answers.
+        if !self.watchers.cancel(watch_id) && !self.compacted.remove(&watch_id) {
+            return;
+        }
+        self.fragmented.remove(&watch_id);
+        self.replies.push_back(WatchResponse {
+            header: Some(self.store.header()),
+            watch_id,
+            canceled: true,
+            ..Default::default()
+        });
+    }
+
+    fn take(&mut self, output: WatchOutput) {
+        match output {
+            WatchOutput::Events {
+                watch_id,
+                revision,
+                events,
+            } => self.send_events(watch_id, revision, &events),
+            WatchOutput::Progress { watch_id, revision } => {
+                let reply = self.reply(watch_id, revision);
+                self.replies.push_back(reply);
+            }
+            WatchOutput::Compacted {
+                watch_id,
+                compact_revision,
+            } => {
+                self.fragmented.remove(&watch_id);
+                if self.compacted.len() < COMPACTED_REMEMBERED_MAX {
+                    self.compacted.insert(watch_id);
+                }
+                let reply = WatchResponse {
+                    canceled: true,
+                    compact_revision,
+                    ..self.reply(watch_id, 0)
+                };
+                self.replies.push_back(reply);
+            }
+        }
+    }
+
+    fn reply(&self, watch_id: i64, revision: Revision) -> WatchResponse {
+        WatchResponse {
+            header: Some(ResponseHeader {
+                revision,
+                ..self.store.header()
+            }),
+            watch_id,
+            ..Default::default()
+        }
+    }
+
+    fn send_events(&mut self, watch_id: i64, revision: Revision, events: &[Event]) {
+        let reply = self.reply(watch_id, revision);
+        let parts = if self.fragmented.contains(&watch_id) {
+            fragments(&reply, events, self.store.limits().grpc_receive_bytes_max())
+        } else {
+            vec![0..events.len()]
+        };
+        for part in parts {
+            self.replies.push_back(WatchResponse {
+                fragment: part.end < events.len(),
+                events: events[part].to_vec(),
+                ..reply.clone()
+            });
+        }
+    }
+}
+
+impl<S: Store, R> Stream for Session<S, R>
+where
+    R: Stream<Item = Result<WatchRequest, Status>> + Unpin,
+{
+    type Item = Result<WatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if this.steps >= STEPS_PER_TURN {
+                this.steps = 0;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            this.steps += 1;
+            if let Some(reply) = this.replies.pop_front() {
+                return Poll::Ready(Some(Ok(reply)));
+            }
+            // Requests before outputs: a cancelled watcher should send no more, and what the client asks costs little.
+            if let Some(requests) = &mut this.requests {
+                match Pin::new(requests).poll_next(context) {
+                    Poll::Ready(Some(Ok(request))) => {
+                        this.handle(request);
+                        continue;
+                    }
+                    Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
+                    Poll::Ready(None) => this.requests = None,
+                    Poll::Pending => {}
+                }
+            }
+            if let Some(progress) = &mut this.progress {
+                while progress.poll_tick(context).is_ready() {
+                    this.watchers.notify_progress();
+                }
+            }
+            match this.watchers.poll_next(context) {
+                Poll::Ready(output) => this.take(output),
+                Poll::Pending => {
+                    this.steps = 0;
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+/// The jitter, up to a tenth, keeps streams that began together (a client's restart, ours) from staying together.
+fn progress_timer(interval: Duration) -> Interval {
+    let interval = interval.max(PROGRESS_INTERVAL_MIN);
+    let random = RandomState::new().hash_one(()) >> 32;
+    let jitter = interval.mul_f64(random as f64 / f64::from(u32::MAX) / 10.0);
+    let interval = interval + jitter;
+    let mut timer = tokio::time::interval_at(Instant::now() + interval, interval);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    timer
+}
+
+/// Which events go into which reply, so that each stays below `bytes_max` (unless one event alone does not).
+fn fragments(reply: &WatchResponse, events: &[Event], bytes_max: usize) -> Vec<Range<usize>> {
+    let event_len = |event: &Event| {
+        let len = event.encoded_len();
+        // The field's tag takes one byte, as all tags below 16 do.
+        1 + prost::length_delimiter_len(len) + len
+    };
+    let whole = reply.encoded_len() + events.iter().map(event_len).sum::<usize>();
+    if whole < bytes_max || events.len() < 2 {
+        return vec![0..events.len()];
+    }
+    let empty = WatchResponse {
+        fragment: true,
+        ..reply.clone()
+    };
+    let empty_len = empty.encoded_len();
+    let mut parts = Vec::new();
+    let mut start = 0;
+    let mut len = empty_len;
+    for (index, event) in events.iter().enumerate() {
+        let event_len = event_len(event);
+        if index > start && len + event_len >= bytes_max {
+            parts.push(start..index);
+            start = index;
+            len = empty_len;
+        }
+        len += event_len;
+    }
+    parts.push(start..events.len());
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::kv::KeyValue;
+
+    fn events(sizes: &[usize]) -> Vec<Event> {
+        let event = |&size: &usize| Event {
+            kv: Some(KeyValue {
+                key: Bytes::from_static(b"k"),
+                value: vec![0; size].into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        sizes.iter().map(event).collect()
+    }
+
+    #[test]
+    fn fragments_stay_below_the_limit_and_lose_nothing() {
+        let reply = WatchResponse {
+            header: ResponseHeader::at(7),
+            watch_id: 3,
+            ..Default::default()
+        };
+        for sizes in [
+            vec![10; 50],
+            vec![500, 10, 10, 500, 500],
+            vec![2000, 2000],
+            vec![0; 300],
+        ] {
+            let events = events(&sizes);
+            let parts = fragments(&reply, &events, 1000);
+            assert_eq!(parts.first().map(|part| part.start), Some(0));
+            assert_eq!(parts.last().map(|part| part.end), Some(events.len()));
+            for pair in parts.windows(2) {
+                assert_eq!(pair[0].end, pair[1].start);
+            }
+            for part in parts {
+                let fragment = WatchResponse {
+                    fragment: true,
+                    events: events[part.clone()].to_vec(),
+                    ..reply.clone()
+                };
+                assert!(fragment.encoded_len() < 1000 || part.len() == 1, "{sizes:?} {part:?}");
+            }
+        }
+        assert_eq!(fragments(&reply, &events(&[5000]), 1000), [0..1]);
+        assert_eq!(fragments(&reply, &events(&[10, 10]), 1000), [0..2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_progress_timer_jitters_within_a_tenth() {
+        for _ in 0..100 {
+            let mut timer = progress_timer(Duration::from_secs(600));
+            let period = timer.period();
+            assert!(
+                period >= Duration::from_secs(600) && period <= Duration::from_secs(660),
+                "{period:?}"
+            );
+            let before = Instant::now();
+            timer.tick().await;
+            assert!(before.elapsed() >= period);
+        }
+        assert!(progress_timer(Duration::ZERO).period() >= PROGRESS_INTERVAL_MIN);
+    }
+}

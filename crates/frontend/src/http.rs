@@ -1,0 +1,314 @@
+//! The HTTP endpoints beside gRPC: health, version, metrics, with etcd's bodies, headers and codes.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use api::Store;
+use api::kv::RangeRequest;
+use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use api::store::Alarm;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+
+use crate::{Observer, Options};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// The key whose readability stands for the store's.
+const PROBE_KEY: &[u8] = b"health";
+
+struct Endpoints<S> {
+    store: S,
+    observer: Arc<dyn Observer>,
+    metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// The endpoints of a store.
+pub fn router<S: Store>(store: S, options: &Options) -> Router {
+    let endpoints = Arc::new(Endpoints {
+        store,
+        observer: Arc::clone(&options.observer),
+        metrics: Arc::clone(&options.metrics),
+    });
+    // Whatever the method, since a wrong one gets etcd's answer, not axum's.
+    Router::new()
+        .route("/health", any(health::<S>))
+        .route("/livez", any(livez::<S>))
+        .route("/livez/{check}", any(livez::<S>))
+        .route("/readyz", any(readyz::<S>))
+        .route("/readyz/{check}", any(readyz::<S>))
+        .route("/version", any(version))
+        .route("/metrics", any(metrics::<S>))
+        .fallback(not_found)
+        .with_state(endpoints)
+}
+
+async fn health<S: Store>(State(endpoints): State<Arc<Endpoints<S>>>, method: Method, uri: Uri) -> Response {
+    if method != Method::GET {
+        return method_not_allowed();
+    }
+    let parameters = Parameters::of(&uri);
+    let serializable = parameters.first("serializable") == Some("true");
+    let problem = endpoints.problem(&parameters.excluded(), serializable).await;
+    endpoints.observer.health(problem.is_none());
+    match problem {
+        None => respond(
+            StatusCode::OK,
+            r#"{"health":"true","reason":""}"#,
+            [(CONTENT_TYPE, TEXT)],
+        ),
+        Some(reason) => {
+            tracing::warn!(reason, "/health fails");
+            let reason = serde_json::Value::String(reason);
+            error(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &format!(r#"{{"health":"false","reason":{reason}}}"#),
+            )
+        }
+    }
+}
+
+async fn livez<S: Store>(
+    State(endpoints): State<Arc<Endpoints<S>>>,
+    check: Option<Path<String>>,
+    method: Method,
+    uri: Uri,
+) -> Response {
+    run_checks(&endpoints, &LIVEZ, check, &method, &uri).await
+}
+
+async fn readyz<S: Store>(
+    State(endpoints): State<Arc<Endpoints<S>>>,
+    check: Option<Path<String>>,
+    method: Method,
+    uri: Uri,
+) -> Response {
+    run_checks(&endpoints, &READYZ, check, &method, &uri).await
+}
+
+async fn version(method: Method) -> Response {
+    if method != Method::GET {
+        return method_not_allowed();
+    }
+    let body = format!(
+        r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_CLUSTER_VERSION}","storage":"{ETCD_CLUSTER_VERSION}"}}"#
+    );
+    respond(StatusCode::OK, body, [(CONTENT_TYPE, "application/json")])
+}
+
+async fn metrics<S: Store>(State(endpoints): State<Arc<Endpoints<S>>>) -> Response {
+    let text = (endpoints.metrics)();
+    respond(
+        StatusCode::OK,
+        text,
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+    )
+}
+
+async fn not_found() -> Response {
+    error(StatusCode::NOT_FOUND, "404 page not found")
+}
+
+/// A condition that `/livez` or `/readyz` depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    DataCorruption,
+    SerializableRead,
+    LinearizableRead,
+    NonLearner,
+}
+
+impl Check {
+    fn name(self) -> &'static str {
+        match self {
+            Check::DataCorruption => "data_corruption",
+            Check::SerializableRead => "serializable_read",
+            Check::LinearizableRead => "linearizable_read",
+            Check::NonLearner => "non_learner",
+        }
+    }
+}
+
+/// An endpoint that stands for several checks.
+struct Checks {
+    kind: &'static str,
+    checks: &'static [Check],
+}
+
+const LIVEZ: Checks = Checks {
+    kind: "livez",
+    checks: &[Check::SerializableRead],
+};
+
+const READYZ: Checks = Checks {
+    kind: "readyz",
+    checks: &[
+        Check::DataCorruption,
+        Check::SerializableRead,
+        Check::LinearizableRead,
+        Check::NonLearner,
+    ],
+};
+
+async fn run_checks<S: Store>(
+    endpoints: &Endpoints<S>,
+    Checks { kind, checks }: &Checks,
+    only: Option<Path<String>>,
+    method: &Method,
+    uri: &Uri,
+) -> Response {
+    let chosen: Vec<Check> = match &only {
+        Some(Path(name)) => checks.iter().copied().filter(|check| check.name() == name).collect(),
+        None => {
+            let parameters = Parameters::of(uri);
+            let excluded = parameters.excluded();
+            checks
+                .iter()
+                .copied()
+                .filter(|check| !excluded.contains(check.name()))
+                .collect()
+        }
+    };
+    if only.is_some() && chosen.is_empty() {
+        return not_found().await;
+    }
+    if *method != Method::GET {
+        return method_not_allowed();
+    }
+    let mut report = String::new();
+    let mut healthy = true;
+    for check in chosen {
+        let name = check.name();
+        let failure = endpoints.failure(check).await;
+        endpoints.observer.health_check(kind, name, failure.is_none());
+        match failure {
+            None => report += &format!("[+]{name} ok\n"),
+            Some(reason) => {
+                healthy = false;
+                report += &format!("[-]{name} failed: {reason}\n");
+            }
+        }
+    }
+    if !healthy {
+        tracing::error!(kind, report, "health checks fail");
+        return error(StatusCode::SERVICE_UNAVAILABLE, &report);
+    }
+    if !Parameters::of(uri).has("verbose") {
+        report.clear();
+    }
+    report += "ok\n";
+    respond(
+        StatusCode::OK,
+        report,
+        [(CONTENT_TYPE, TEXT), (X_CONTENT_TYPE_OPTIONS, "nosniff")],
+    )
+}
+
+impl<S: Store> Endpoints<S> {
+    /// Why `/health` should fail, if it should.
+    async fn problem(&self, excluded: &HashSet<&str>, serializable: bool) -> Option<String> {
+        let status = self.store.status();
+        let alarm = |alarm: &Alarm| match alarm {
+            Alarm::NoSpace(_) => "NOSPACE",
+            Alarm::Corrupt(_) => "CORRUPT",
+        };
+        if let Some(name) = status.alarms.iter().map(alarm).find(|name| !excluded.contains(name)) {
+            return Some(format!("ALARM {name}"));
+        }
+        if !serializable && status.leader == 0 {
+            return Some("RAFT NO LEADER".to_owned());
+        }
+        let error = self.read(serializable).await.err()?;
+        Some(format!("RANGE ERROR:{error}"))
+    }
+
+    /// Why a check fails, if it does.
+    async fn failure(&self, check: Check) -> Option<String> {
+        match check {
+            Check::DataCorruption => {
+                let corrupt = |alarm: &Alarm| matches!(alarm, Alarm::Corrupt(_));
+                let active = self.store.status().alarms.iter().any(corrupt);
+                active.then(|| "alarm activated: CORRUPT".to_owned())
+            }
+            Check::SerializableRead => self.read(true).await.err(),
+            Check::LinearizableRead => self.read(false).await.err(),
+            Check::NonLearner => self
+                .store
+                .status()
+                .is_learner
+                .then(|| "not supported for learner".to_owned()),
+        }
+    }
+
+    async fn read(&self, serializable: bool) -> Result<(), String> {
+        let request = RangeRequest {
+            key: Bytes::from_static(PROBE_KEY),
+            limit: 1,
+            keys_only: true,
+            serializable,
+            ..Default::default()
+        };
+        match tokio::time::timeout(self.store.limits().request_timeout, self.store.range(request)).await {
+            Ok(read) => read.map(drop).map_err(|error| error.to_string()),
+            Err(_) => Err("context deadline exceeded".to_owned()),
+        }
+    }
+}
+
+/// A URL's parameters; one may come many times.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    fn of(uri: &Uri) -> Self {
+        Parameters(Query::try_from_uri(uri).map_or_else(|_| Vec::new(), |Query(pairs)| pairs))
+    }
+
+    fn first(&self, name: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.first(name).is_some()
+    }
+
+    fn excluded(&self) -> HashSet<&str> {
+        let values = self
+            .0
+            .iter()
+            .filter(|(key, value)| key == "exclude" && !value.is_empty());
+        values.map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+fn method_not_allowed() -> Response {
+    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+    response
+}
+
+/// An error as Go's `http.Error` writes it.
+fn error(status: StatusCode, text: &str) -> Response {
+    let body = format!("{text}\n");
+    respond(
+        status,
+        body,
+        [(CONTENT_TYPE, TEXT), (X_CONTENT_TYPE_OPTIONS, "nosniff")],
+    )
+}
+
+fn respond<const N: usize>(
+    status: StatusCode,
+    body: impl Into<Body>,
+    headers: [(HeaderName, &'static str); N],
+) -> Response {
+    (status, headers, body.into()).into_response()
+}

@@ -1,0 +1,21 @@
+//! MetaStore's protocol front ends: etcd's gRPC API and its HTTP endpoints, on one port, over any [`api::Store`].
+//!
+//! Nothing here knows how a request is carried out. A front end reads it, holds it against what can be checked without
+//! the store, hands it on, and says the answer, or the refusal, in the words that etcd's clients expect.
+//!
+//! [`Frontend`] is the whole of it as one service: gRPC requests go to [`etcd`], everything else to [`http`].
+//! [`serve_connection`] runs it on a connection, HTTP/1.1 or HTTP/2, whichever the client speaks.
+
+pub mod connection;
+pub mod etcd;
+pub mod http;
+pub mod observer;
+pub mod proto;
+mod service;
+
+pub use connection::{ConnectionSettings, serve_connection};
+pub use etcd::methods::{CallKind, Method, Service, methods};
+pub use observer::Observer;
+pub use service::{Frontend, Options, ResponseBody, ResponseFuture, router};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -1,0 +1,370 @@
+//! All front ends of one store as one service.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use api::Store;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method as HttpMethod, Request, Response, StatusCode, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use tokio::sync::watch;
+use tonic::Status;
+use tower::Service as _;
+
+use crate::etcd::methods::{self, CallKind, Method};
+use crate::etcd::{Call, Guard, Inbound, Outbound, Services, call, status};
+use crate::observer::Deaf;
+use crate::{BoxError, Observer, http as http_api};
+
+/// How many election timeouts in a row without a leader a stream survives that asked for one (etcd's `maxNoLeaderCnt`).
+const LEADERLESS_TIMEOUTS_MAX: u32 = 3;
+
+/// What the front ends need beside the store.
+#[derive(Clone)]
+pub struct Options {
+    /// Renders the answer of `/metrics`, in Prometheus' text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Hears of every call.
+    pub observer: Arc<dyn Observer>,
+    /// Raft's election timeout: streams that ask for a leader end after three of them without one.
+    pub election_timeout: Duration,
+    /// Turns true when the server stops: streams, which would never end by themselves, then end with
+    /// [`api::Error::Stopped`].
+    pub stopping: Option<watch::Receiver<bool>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            metrics: Arc::new(String::new),
+            observer: Arc::new(Deaf),
+            election_timeout: Duration::from_secs(1),
+            stopping: None,
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("election_timeout", &self.election_timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All front ends of one store: gRPC for requests over HTTP/2 that say so, HTTP for the rest.
+///
+/// A cheap handle. It is a service of both hyper and tower.
+pub struct Frontend<S: Store> {
+    shared: Arc<Shared<S>>,
+}
+
+struct Shared<S: Store> {
+    store: S,
+    services: Services<S>,
+    http: axum::Router,
+    options: Options,
+    message_bytes_max: usize,
+}
+
+impl<S: Store> Clone for Frontend<S> {
+    fn clone(&self) -> Self {
+        Frontend {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<S: Store> fmt::Debug for Frontend<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frontend").finish_non_exhaustive()
+    }
+}
+
+/// [`Frontend`] as an axum router, for whoever wants to add routes to it.
+pub fn router<S: Store>(store: S, options: Options) -> axum::Router {
+    axum::Router::new().fallback_service(Frontend::new(store, options))
+}
+
+impl<S: Store> Frontend<S> {
+    /// The front ends of this store.
+    pub fn new(store: S, options: Options) -> Self {
+        Frontend {
+            shared: Arc::new(Shared {
+                services: Services::new(store.clone()),
+                http: http_api::router(store.clone(), &options),
+                message_bytes_max: store.limits().grpc_receive_bytes_max(),
+                store,
+                options,
+            }),
+        }
+    }
+
+    fn respond<B>(&self, request: Request<B>) -> ResponseFuture
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if !is_grpc(&request) {
+            let request = request.map(axum::body::Body::new);
+            return ResponseFuture(State::Http(Box::pin(self.shared.http.clone().call(request))));
+        }
+        if request.method() != HttpMethod::POST {
+            return ResponseFuture::refuse(
+                Status::internal(format!(
+                    "Received a HEADERS frame with :method {:?} which should be POST",
+                    request.method().as_str()
+                )),
+                StatusCode::METHOD_NOT_ALLOWED,
+            );
+        }
+        let method = match methods::find(request.uri().path()) {
+            Ok(method) => method,
+            Err(status) => return ResponseFuture::refuse(status, StatusCode::OK),
+        };
+        self.call(method, request)
+            .unwrap_or_else(|status| ResponseFuture::refuse(status, StatusCode::OK))
+    }
+
+    fn call<B>(&self, method: &'static Method, request: Request<B>) -> Result<ResponseFuture, Status>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let shared = &*self.shared;
+        let observer = &shared.options.observer;
+        let mut call = Call::start(method, Arc::clone(observer));
+        let needs_leader = self
+            .check_metadata(method, &request)
+            .inspect_err(|status| call.end(status.code()))?;
+        let request = request.map(|body| Inbound::new(body, shared.message_bytes_max, method, Arc::clone(observer)));
+        let Some(reply) = shared.services.call(method, request) else {
+            let status = Status::unimplemented(format!(
+                "metastore: {}.{} is not available in this release",
+                method.service.rsplit('.').next().unwrap_or(method.service),
+                method.name
+            ));
+            call.end(status.code());
+            return Err(status);
+        };
+        let guard = match method.kind {
+            CallKind::Unary => None,
+            _ => self.guard(needs_leader),
+        };
+        Ok(ResponseFuture(State::Grpc {
+            reply,
+            call: Some(call),
+            guard,
+        }))
+    }
+
+    /// Holds the metadata against etcd's rules; says whether the call wants a leader to be there.
+    fn check_metadata<B>(&self, method: &'static Method, request: &Request<B>) -> Result<bool, Status> {
+        let version = match request.headers().get("client-api-version").map(HeaderValue::as_bytes) {
+            None => "unknown",
+            Some(bytes) => std::str::from_utf8(bytes).map_err(|_| status(api::Error::InvalidClientApiVersion))?,
+        };
+        self.shared.options.observer.client_version(method, version);
+        let needs_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
+        if needs_leader && self.shared.store.status().leader == 0 {
+            return Err(status(api::Error::NoLeader));
+        }
+        Ok(needs_leader)
+    }
+
+    /// What may end a stream from our side, if anything may.
+    fn guard(&self, needs_leader: bool) -> Option<Guard> {
+        let stopping = self.shared.options.stopping.clone();
+        if !needs_leader && stopping.is_none() {
+            return None;
+        }
+        let store = self.shared.store.clone();
+        let election_timeout = self.shared.options.election_timeout;
+        Some(Box::pin(async move {
+            tokio::select! {
+                () = stopped(stopping) => api::Error::Stopped,
+                () = leader_lost(store, election_timeout), if needs_leader => api::Error::NoLeader,
+            }
+        }))
+    }
+}
+
+async fn stopped(stopping: Option<watch::Receiver<bool>>) {
+    if let Some(mut stopping) = stopping
+        && stopping.wait_for(|stopping| *stopping).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+async fn leader_lost<S: Store>(store: S, election_timeout: Duration) {
+    let mut leaderless = 0;
+    while leaderless < LEADERLESS_TIMEOUTS_MAX {
+        tokio::time::sleep(election_timeout).await;
+        leaderless = if store.status().leader == 0 { leaderless + 1 } else { 0 };
+    }
+}
+
+/// Whether a request is gRPC's, by grpc-go's reading of the content type.
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    request.version() == Version::HTTP_2
+        && content_type
+            .and_then(|value| value.strip_prefix(b"application/grpc"))
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+impl<S: Store, B> tower::Service<Request<B>> for Frontend<S>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> ResponseFuture {
+        self.respond(request)
+    }
+}
+
+impl<S: Store> hyper::service::Service<Request<Incoming>> for Frontend<S> {
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = ResponseFuture;
+
+    fn call(&self, request: Request<Incoming>) -> ResponseFuture {
+        self.respond(request)
+    }
+}
+
+/// Becomes the response.
+pub struct ResponseFuture(State);
+
+enum State {
+    Grpc {
+        reply: tonic::codegen::BoxFuture<Response<tonic::body::Body>, Infallible>,
+        call: Option<Call>,
+        guard: Option<Guard>,
+    },
+    Http(Pin<Box<dyn Future<Output = Result<Response<axum::body::Body>, Infallible>> + Send>>),
+    Refused(Option<Response<ResponseBody>>),
+}
+
+impl ResponseFuture {
+    fn refuse(status: Status, http_status: StatusCode) -> Self {
+        let mut response = refusal(status);
+        *response.status_mut() = http_status;
+        ResponseFuture(State::Refused(Some(response)))
+    }
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<Response<ResponseBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            State::Grpc { reply, call, guard } => {
+                let polled = catch_unwind(AssertUnwindSafe(|| reply.as_mut().poll(context)));
+                let mut call = match &polled {
+                    Ok(Poll::Pending) => return Poll::Pending,
+                    _ => call.take().expect("polled again after its response"),
+                };
+                let response = match polled {
+                    Ok(Poll::Ready(Ok(response))) => response,
+                    Ok(Poll::Pending) => return Poll::Pending,
+                    Err(panic) => {
+                        let status = call.panicked(&*panic);
+                        call.end(status.code());
+                        return Poll::Ready(Ok(refusal(status)));
+                    }
+                };
+                // An error before the first message travels in the headers, without a body.
+                if let Some(code) = call::code_in(response.headers()) {
+                    call.end(code);
+                }
+                let guard = guard.take();
+                let body = |body| ResponseBody(Kind::Grpc(Outbound::new(body, call, guard)));
+                Poll::Ready(Ok(response.map(body)))
+            }
+            State::Http(reply) => {
+                let polled = catch_unwind(AssertUnwindSafe(|| reply.as_mut().poll(context)));
+                let response = match polled {
+                    Ok(polled) => ready!(polled)?,
+                    Err(panic) => {
+                        tracing::error!(reason = call::panic_text(&*panic), "an HTTP handler panicked");
+                        let mut response = Response::new(axum::body::Body::empty());
+                        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                        response
+                    }
+                };
+                Poll::Ready(Ok(response.map(|body| ResponseBody(Kind::Http(body)))))
+            }
+            State::Refused(response) => Poll::Ready(Ok(response.take().expect("polled again after its response"))),
+        }
+    }
+}
+
+/// A gRPC response that consists of a status.
+fn refusal(status: Status) -> Response<ResponseBody> {
+    let response = status.into_http::<axum::body::Body>();
+    response.map(|body| ResponseBody(Kind::Http(body)))
+}
+
+/// A response's body.
+pub struct ResponseBody(Kind);
+
+enum Kind {
+    Grpc(Outbound),
+    Http(axum::body::Body),
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.0 {
+            Kind::Grpc(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            Kind::Http(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Kind::Grpc(body) => body.is_end_stream(),
+            Kind::Http(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Kind::Grpc(body) => body.size_hint(),
+            Kind::Http(body) => body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! A store that keeps its whole history in a list: enough of one for the front ends.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+
+use api::kv::*;
+use api::store::{ScanPage, ScanRequest, Status, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream};
+use api::{Error, LeaseId, Limits, Result, Revision, Span, Store};
+use bytes::Bytes;
+
+#[derive(Clone)]
+pub struct Fake {
+    state: Arc<Mutex<State>>,
+    limits: Arc<Limits>,
+}
+
+pub struct State {
+    pub status: Status,
+    pub compacted: Revision,
+    /// What the next reads and writes fail with.
+    pub failure: Option<Error>,
+    /// Writes a key after each page of a scan.
+    pub write_after_scan: bool,
+    /// The pages that were asked for.
+    pub scans: Vec<ScanRequest>,
+    /// How many outputs watch streams have given away.
+    pub outputs: usize,
+    revision: Revision,
+    log: Vec<(Revision, Arc<[Event]>)>,
+    watchers: Vec<Waker>,
+}
+
+impl Fake {
+    pub fn new(limits: Limits) -> Self {
+        let header = ResponseHeader {
+            cluster_id: 11,
+            member_id: 12,
+            revision: 1,
+            raft_term: 13,
+        };
+        Fake {
+            state: Arc::new(Mutex::new(State {
+                status: Status {
+                    header,
+                    leader: 12,
+                    db_bytes: 100,
+                    db_in_use_bytes: 50,
+                    db_quota_bytes: 1000,
+                    raft_index: 20,
+                    raft_applied_index: 19,
+                    ..Default::default()
+                },
+                compacted: 0,
+                failure: None,
+                write_after_scan: false,
+                scans: Vec::new(),
+                outputs: 0,
+                revision: 1,
+                log: Vec::new(),
+                watchers: Vec::new(),
+            })),
+            limits: Arc::new(limits),
+        }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics while it holds this")
+    }
+
+    /// Puts keys at one revision.
+    pub fn put_all(&self, pairs: impl IntoIterator<Item = (String, Vec<u8>)>) -> Revision {
+        self.state().put_all(pairs)
+    }
+
+    pub fn put_one(&self, key: &str, value: &str) -> Revision {
+        self.put_all([(key.to_owned(), value.as_bytes().to_vec())])
+    }
+
+    pub fn delete(&self, key: &str) -> Revision {
+        let mut state = self.state();
+        let mod_revision = state.revision + 1;
+        let event = Event {
+            r#type: EventType::Delete.into(),
+            kv: Some(KeyValue {
+                key: key.to_owned().into(),
+                mod_revision,
+                ..Default::default()
+            }),
+            prev_kv: None,
+        };
+        state.append(vec![event])
+    }
+}
+
+impl State {
+    fn append(&mut self, events: Vec<Event>) -> Revision {
+        self.revision += 1;
+        self.log.push((self.revision, events.into()));
+        for waker in self.watchers.drain(..) {
+            waker.wake();
+        }
+        self.revision
+    }
+
+    fn put_all(&mut self, pairs: impl IntoIterator<Item = (String, Vec<u8>)>) -> Revision {
+        let revision = self.revision + 1;
+        let event = |(key, value): (String, Vec<u8>)| Event {
+            r#type: EventType::Put.into(),
+            kv: Some(KeyValue {
+                key: key.into(),
+                create_revision: revision,
+                mod_revision: revision,
+                version: 1,
+                value: value.into(),
+                lease: 0,
+            }),
+            prev_kv: None,
+        };
+        let events = pairs.into_iter().map(event).collect();
+        self.append(events)
+    }
+
+    fn header(&self) -> ResponseHeader {
+        ResponseHeader {
+            revision: self.revision,
+            ..self.status.header
+        }
+    }
+
+    fn check(&self, revision: Revision) -> Result<Revision> {
+        match self.failure {
+            Some(error) => Err(error),
+            None if revision > self.revision => Err(Error::FutureRevision),
+            None if revision <= 0 => Ok(self.revision),
+            None if revision < self.compacted => Err(Error::Compacted),
+            None => Ok(revision),
+        }
+    }
+
+    fn read(&self, span: Span<'_>, revision: Revision) -> Vec<KeyValue> {
+        let mut keys = BTreeMap::new();
+        for event in self
+            .log
+            .iter()
+            .filter(|(at, _)| *at <= revision)
+            .flat_map(|(_, events)| events.iter())
+        {
+            let kv = event.kv.clone().expect("every event has one");
+            if event.r#type() == EventType::Put {
+                keys.insert(kv.key.clone(), kv);
+            } else {
+                keys.remove(&kv.key);
+            }
+        }
+        keys.into_values().filter(|kv| span.contains(&kv.key)).collect()
+    }
+}
+
+impl Store for Fake {
+    type Watch = FakeWatch;
+
+    async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
+        if &*request.key == b"panic" {
+            panic!("asked for");
+        }
+        let state = self.state();
+        let revision = state.check(request.revision)?;
+        let mut kvs = state.read(request.span(), revision);
+        let count = i64::try_from(kvs.len()).expect("few");
+        if request.count_only {
+            kvs.clear();
+        }
+        Ok(RangeResponse {
+            header: Some(state.header()),
+            kvs,
+            more: false,
+            count,
+        })
+    }
+
+    async fn scan(&self, request: ScanRequest) -> Result<ScanPage> {
+        let mut state = self.state();
+        let revision = state.check(request.revision)?;
+        let mut kvs = state.read(Span::new(&request.key, &request.range_end), revision);
+        let mut bytes = 0;
+        let fits = |kv: &&KeyValue| {
+            let fits = bytes < request.bytes_max;
+            bytes += kv.key.len() + kv.value.len();
+            fits
+        };
+        let kept = kvs.iter().take(request.keys_max).take_while(fits).count();
+        let more = kept < kvs.len();
+        kvs.truncate(kept);
+        if request.keys_only {
+            for kv in &mut kvs {
+                kv.value = Bytes::new();
+            }
+        }
+        let header = state.header();
+        state.scans.push(request);
+        if state.write_after_scan {
+            let revision = state.revision;
+            state.put_all([(format!("key{revision}-new"), Vec::new())]);
+        }
+        Ok(ScanPage {
+            revision,
+            header,
+            kvs,
+            more,
+        })
+    }
+
+    async fn put(&self, request: PutRequest) -> Result<PutResponse> {
+        let mut state = self.state();
+        state.check(0)?;
+        let key = String::from_utf8(request.key.to_vec()).expect("tests use text");
+        state.put_all([(key, request.value.to_vec())]);
+        Ok(PutResponse {
+            header: Some(state.header()),
+            prev_kv: None,
+        })
+    }
+
+    async fn delete_range(&self, _: DeleteRangeRequest) -> Result<DeleteRangeResponse> {
+        self.state().check(0)?;
+        Ok(DeleteRangeResponse::default())
+    }
+
+    async fn txn(&self, _: TxnRequest) -> Result<TxnResponse> {
+        self.state().check(0)?;
+        Ok(TxnResponse::default())
+    }
+
+    async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse> {
+        let mut state = self.state();
+        state.compacted = state.check(request.revision)?;
+        Ok(CompactionResponse {
+            header: Some(state.header()),
+        })
+    }
+
+    async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse> {
+        let state = self.state();
+        state.check(0)?;
+        Ok(LeaseGrantResponse {
+            header: Some(state.header()),
+            id: request.id,
+            ttl: request.ttl,
+            error: String::new(),
+        })
+    }
+
+    async fn lease_revoke(&self, _: LeaseRevokeRequest) -> Result<LeaseRevokeResponse> {
+        Err(Error::LeaseNotFound)
+    }
+
+    /// Answers with an hour for even ids, after letting others run.
+    async fn lease_keep_alive(&self, id: LeaseId) -> Result<LeaseKeepAliveResponse> {
+        tokio::task::yield_now().await;
+        let state = self.state();
+        state.check(0)?;
+        Ok(LeaseKeepAliveResponse {
+            header: Some(state.header()),
+            id,
+            ttl: if id % 2 == 0 { 3600 } else { 0 },
+        })
+    }
+
+    async fn lease_time_to_live(&self, id: LeaseId, _: bool) -> Result<LeaseTimeToLiveResponse> {
+        Ok(LeaseTimeToLiveResponse {
+            header: Some(self.header()),
+            id,
+            ttl: -1,
+            ..Default::default()
+        })
+    }
+
+    async fn lease_leases(&self) -> Result<LeaseLeasesResponse> {
+        Ok(LeaseLeasesResponse {
+            header: Some(self.header()),
+            leases: vec![LeaseStatus { id: 5 }],
+        })
+    }
+
+    fn watch(&self) -> FakeWatch {
+        FakeWatch {
+            store: self.clone(),
+            watchers: Vec::new(),
+            progress: Vec::new(),
+        }
+    }
+
+    async fn members(&self, _: bool) -> Result<(ResponseHeader, Vec<Member>)> {
+        let member = Member {
+            id: 12,
+            name: "fake".to_owned(),
+            ..Default::default()
+        };
+        Ok((self.header(), vec![member]))
+    }
+
+    fn status(&self) -> Status {
+        self.state().status.clone()
+    }
+
+    fn header(&self) -> ResponseHeader {
+        self.state().header()
+    }
+
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+}
+
+struct Watcher {
+    id: i64,
+    wanted: WatchCreate,
+    next: Revision,
+    busy: bool,
+}
+
+pub struct FakeWatch {
+    store: Fake,
+    watchers: Vec<Watcher>,
+    progress: Vec<i64>,
+}
+
+impl WatchStream for FakeWatch {
+    fn create(&mut self, create: WatchCreate) -> std::result::Result<WatchCreated, WatchError> {
+        let taken = |id| self.watchers.iter().any(|watcher| watcher.id == id);
+        if create.start_revision < 0 {
+            return Err(WatchError::NegativeRevision);
+        }
+        if matches!(Span::new(&create.key, &create.range_end), Span::Range(key, end) if key >= end) {
+            return Err(WatchError::EmptyRange);
+        }
+        let id = match create.id {
+            Some(id) if taken(id) => return Err(WatchError::DuplicateId),
+            Some(id) => id,
+            None => (0..).find(|&id| !taken(id)).expect("few"),
+        };
+        let revision = self.store.header().revision;
+        let next = match create.start_revision {
+            0 => revision + 1,
+            start => start,
+        };
+        self.watchers.push(Watcher {
+            id,
+            wanted: create,
+            next,
+            busy: false,
+        });
+        Ok(WatchCreated { watch_id: id, revision })
+    }
+
+    fn cancel(&mut self, watch_id: i64) -> bool {
+        let before = self.watchers.len();
+        self.watchers.retain(|watcher| watcher.id != watch_id);
+        self.watchers.len() < before
+    }
+
+    fn request_progress(&mut self) {
+        if !self.watchers.is_empty() {
+            self.progress.push(-1);
+        }
+    }
+
+    fn notify_progress(&mut self) {
+        for watcher in &mut self.watchers {
+            if watcher.wanted.progress_notify && !watcher.busy {
+                self.progress.push(watcher.id);
+            }
+            watcher.busy = false;
+        }
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<WatchOutput> {
+        let mut state = self.store.state.lock().expect("no test panics while it holds this");
+        let compact_revision = state.compacted;
+        if let Some(index) = self.watchers.iter().position(|watcher| watcher.next < compact_revision) {
+            let watch_id = self.watchers.remove(index).id;
+            return Poll::Ready(WatchOutput::Compacted {
+                watch_id,
+                compact_revision,
+            });
+        }
+        for watcher in &mut self.watchers {
+            let span = Span::new(&watcher.wanted.key, &watcher.wanted.range_end);
+            let wanted = |event: &&Event| {
+                let put = event.r#type() == EventType::Put;
+                let filtered = if put {
+                    watcher.wanted.no_put
+                } else {
+                    watcher.wanted.no_delete
+                };
+                !filtered && event.kv.as_ref().is_some_and(|kv| span.contains(&kv.key))
+            };
+            let next = watcher.next;
+            let missed = state.log.iter().filter(|(at, _)| *at >= next);
+            for (revision, events) in missed {
+                watcher.next = revision + 1;
+                let events: Vec<Event> = events.iter().filter(wanted).cloned().collect();
+                if !events.is_empty() {
+                    watcher.busy = true;
+                    let output = WatchOutput::Events {
+                        watch_id: watcher.id,
+                        revision: *revision,
+                        events: events.into(),
+                    };
+                    state.outputs += 1;
+                    return Poll::Ready(output);
+                }
+            }
+        }
+        if let Some(watch_id) = self.progress.pop() {
+            return Poll::Ready(WatchOutput::Progress {
+                watch_id,
+                revision: state.revision,
+            });
+        }
+        state.watchers.push(context.waker().clone());
+        Poll::Pending
+    }
+}

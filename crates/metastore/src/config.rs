@@ -1,0 +1,673 @@
+//! The typed configuration of a node: settings, checked and in the units that the code works with.
+
+use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::flags::{FLAGS, Failure, Note, Settings, Source, Status, parse_duration};
+use crate::logging::{LogConfig, LogFormat, LogLevel, LogOutput};
+use crate::url::{Scheme, Url};
+
+/// The longest election timeout that etcd takes, in milliseconds.
+const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
+
+/// Everything that a node needs to know before it starts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// This member's name.
+    pub name: String,
+    /// The directory of everything that this member stores.
+    pub data_dir: PathBuf,
+    /// The directory of the Raft log, if it is to be elsewhere than in the data directory.
+    pub wal_dir: Option<PathBuf>,
+    /// Where clients connect.
+    pub listen: ListenConfig,
+    /// The cluster at its first start.
+    pub cluster: ClusterConfig,
+    /// Heartbeat of a leader.
+    pub heartbeat: Duration,
+    /// Time without a leader after which an election starts.
+    pub election_timeout: Duration,
+    /// What clients may ask for.
+    pub limits: LimitsConfig,
+    /// What holds the data.
+    pub storage: StorageConfig,
+    /// Free disk space below which writes are refused, in bytes; 0 means never.
+    pub disk_reserve_bytes: u64,
+    /// Most operations in one Raft entry; 1 turns batching off.
+    pub batch_ops_max: usize,
+    /// Most bytes of operations in one Raft entry.
+    pub batch_bytes_max: usize,
+    /// Memory for the newest records of hot keys, in bytes.
+    pub record_cache_bytes: usize,
+    /// Time between two progress notices to a watcher that asked for them.
+    pub watch_progress_interval: Duration,
+    /// What to compact without being asked. Not acted upon yet.
+    pub auto_compaction: AutoCompaction,
+    /// Applying for longer than this is logged.
+    pub warning_apply: Duration,
+    /// Answering a unary request for longer than this is logged.
+    pub warning_unary_request: Duration,
+    /// Where logs go, and in what form.
+    pub log: LogConfig,
+}
+
+/// Where clients connect, and what they are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenConfig {
+    /// Where gRPC and HTTP are served, on one port.
+    pub client_urls: Vec<Url>,
+    /// The client URLs that members and clients are told.
+    pub advertise_client_urls: Vec<Url>,
+    /// Set SO_REUSEPORT on listeners.
+    pub reuse_port: bool,
+    /// Set SO_REUSEADDR on listeners.
+    pub reuse_address: bool,
+    /// Most calls at a time on one connection.
+    pub concurrent_streams_max: u32,
+    /// Time without traffic after which the server pings a client; none if it never does.
+    pub keepalive_interval: Option<Duration>,
+    /// How long that ping may stay unanswered.
+    pub keepalive_timeout: Duration,
+}
+
+/// The cluster at its first start: this member alone, until clusters of more come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// The peer URLs that the other members are told.
+    pub advertise_peer_urls: Vec<Url>,
+    /// A name that goes into the ids of the cluster and its members.
+    pub token: String,
+    /// The members, by name. It holds this member and no other.
+    pub initial: BTreeMap<String, Vec<Url>>,
+}
+
+/// What clients may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Most operations, and most compares, in one transaction.
+    pub txn_ops_max: usize,
+    /// Largest request, in bytes.
+    pub request_bytes_max: usize,
+}
+
+/// What holds the data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StorageConfig {
+    /// RocksDB.
+    RocksDb(RocksDbConfig),
+    /// A map in memory.
+    Memory {
+        /// Time between two snapshots to disk.
+        snapshot_interval: Duration,
+    },
+}
+
+/// RocksDB's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RocksDbConfig {
+    /// Most flushes and compactions at a time.
+    pub background_jobs: u32,
+    /// Size of one write buffer, per column family, in bytes.
+    pub write_buffer_bytes: usize,
+    /// Most write buffers per column family, full ones included.
+    pub max_write_buffers: u32,
+    /// Size of a table file at the lowest level, in bytes.
+    pub target_file_bytes: u64,
+    /// Memory for blocks, index and filters, in bytes.
+    pub block_cache_bytes: usize,
+    /// Bits a key of the bloom filters; 0 means none.
+    pub bloom_bits: u32,
+    /// How table files are compressed.
+    pub compression: Compression,
+    /// Whether RocksDB writes its own write-ahead log too.
+    pub wal: bool,
+}
+
+/// How table files are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// LZ4: fast.
+    Lz4,
+    /// Zstandard: small.
+    Zstd,
+    /// Not at all.
+    None,
+}
+
+/// What to compact without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Nothing.
+    Off,
+    /// What is older than this.
+    Periodic(Duration),
+    /// All but this many revisions.
+    Revisions(u64),
+}
+
+impl Config {
+    /// Checks the settings and converts them. Returns what to log as well: what was set and has no effect, and why.
+    pub fn from_settings(settings: &Settings) -> Result<(Config, Vec<Note>), Failure> {
+        let mut notes = settings.notes.clone();
+        refuse(settings)?;
+        for flag in FLAGS {
+            if let Status::NoEffect(reason) = flag.status
+                && settings.differs(flag)
+            {
+                let message = format!("{} has no effect: {reason}", written(settings, flag.name));
+                notes.push(Note { warning: true, message });
+            }
+        }
+        check_gates(settings)?;
+
+        let name = settings.text("name").to_owned();
+        let data_dir = match settings.text("data-dir") {
+            "" => {
+                let data_dir = PathBuf::from(format!("{name}.metastore"));
+                let message = format!("'data-dir' was empty; using default {}", data_dir.display());
+                notes.push(Note { warning: true, message });
+                data_dir
+            }
+            path => PathBuf::from(path),
+        };
+        if settings.text("initial-cluster-state") == "existing" && !data_dir.exists() {
+            return Err(Failure::config(
+                "--initial-cluster-state=existing: joining a cluster comes later",
+            ));
+        }
+        let (heartbeat, election_timeout) = raft_times(settings)?;
+        let config = Config {
+            data_dir,
+            wal_dir: Some(settings.text("wal-dir"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            listen: listen(settings)?,
+            cluster: cluster(settings, &name)?,
+            name,
+            heartbeat,
+            election_timeout,
+            limits: LimitsConfig {
+                txn_ops_max: size(settings, "max-txn-ops", 0)?,
+                request_bytes_max: size(settings, "max-request-bytes", 0)?,
+            },
+            storage: storage(settings)?,
+            disk_reserve_bytes: size(settings, "disk-reserve-bytes", 0)?,
+            batch_ops_max: size(settings, "batch-ops-max", 1)?,
+            batch_bytes_max: size(settings, "batch-bytes-max", 1)?,
+            record_cache_bytes: size(settings, "record-cache-bytes", 0)?,
+            watch_progress_interval: match duration(settings, "watch-progress-notify-interval")? {
+                Duration::ZERO => Duration::from_secs(600),
+                interval => interval,
+            },
+            auto_compaction: auto_compaction(settings)?,
+            warning_apply: duration(settings, "warning-apply-duration")?,
+            warning_unary_request: match duration(settings, "warning-unary-request-duration")? {
+                Duration::ZERO => Duration::from_millis(300),
+                limit => limit,
+            },
+            log: log(settings)?,
+        };
+        Ok((config, notes))
+    }
+}
+
+/// A flag as the user wrote it, to name it in messages.
+fn written(settings: &Settings, name: &str) -> String {
+    match settings.source(name) {
+        Source::Environment(key) => format!("{key} (--{name})"),
+        Source::File(key) => format!("{key} in the config file (--{name})"),
+        Source::Default | Source::CommandLine => format!("--{name}"),
+    }
+}
+
+fn refuse(settings: &Settings) -> Result<(), Failure> {
+    for flag in FLAGS {
+        let Status::Refused(reason) = flag.status else { continue };
+        // An empty host whitelist means what * means.
+        let harmless = flag.name == "host-whitelist" && settings.list(flag.name).is_empty();
+        if settings.differs(flag) && !harmless {
+            return Err(Failure::config(format!(
+                "{} is not supported: {reason}",
+                written(settings, flag.name)
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_gates(settings: &Settings) -> Result<(), Failure> {
+    let on = |gate: &str| {
+        settings
+            .gates("feature-gates")
+            .iter()
+            .rev()
+            .find(|(name, _)| name == gate)
+            .is_some_and(|g| g.1)
+    };
+    if on("LeaseCheckpointPersist") && !(on("LeaseCheckpoint") || on("AllAlpha")) {
+        return Err(Failure::config(
+            "--feature-gates: LeaseCheckpointPersist requires LeaseCheckpoint",
+        ));
+    }
+    Ok(())
+}
+
+fn raft_times(settings: &Settings) -> Result<(Duration, Duration), Failure> {
+    let heartbeat_ms: u64 = size(settings, "heartbeat-interval", 1)?;
+    let election_ms: u64 = size(settings, "election-timeout", 1)?;
+    if heartbeat_ms.saturating_mul(5) > election_ms {
+        return Err(Failure::config(format!(
+            "--election-timeout[{election_ms}ms] must be at least 5 times --heartbeat-interval[{heartbeat_ms}ms]"
+        )));
+    }
+    if election_ms > ELECTION_TIMEOUT_MAX_MS {
+        return Err(Failure::config(format!(
+            "--election-timeout[{election_ms}ms] must be at most {ELECTION_TIMEOUT_MAX_MS}ms"
+        )));
+    }
+    Ok((Duration::from_millis(heartbeat_ms), Duration::from_millis(election_ms)))
+}
+
+fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
+    let client_urls = settings.urls("listen-client-urls").to_vec();
+    let advertise_client_urls = settings.urls("advertise-client-urls").to_vec();
+    for name in ["listen-client-urls", "listen-peer-urls"] {
+        for url in settings.urls(name) {
+            url.check_bind()
+                .map_err(|error| Failure::config(format!("{}: {error}", written(settings, name))))?;
+        }
+    }
+    for name in ["advertise-client-urls", "initial-advertise-peer-urls"] {
+        for url in settings.urls(name) {
+            url.check_advertise()
+                .map_err(|error| Failure::config(format!("{}: {error}", written(settings, name))))?;
+        }
+    }
+    if let Some(url) = client_urls.iter().find(|url| url.scheme().is_tls()) {
+        return Err(Failure::config(format!(
+            "--listen-client-urls {url} is not supported: TLS comes later"
+        )));
+    }
+    // A file is different, as in etcd: there the default stays in force.
+    let from_file = matches!(settings.source("listen-client-urls"), Source::File(_));
+    if settings.is_set("listen-client-urls") && !from_file && !settings.is_set("advertise-client-urls") {
+        return Err(Failure::config(
+            "--advertise-client-urls is required when --listen-client-urls is set: clients must be told where to connect",
+        ));
+    }
+    Ok(ListenConfig {
+        client_urls,
+        advertise_client_urls,
+        reuse_port: settings.boolean("socket-reuse-port"),
+        reuse_address: settings.boolean("socket-reuse-address"),
+        concurrent_streams_max: size(settings, "max-concurrent-streams", 1)?,
+        keepalive_interval: Some(duration(settings, "grpc-keepalive-interval")?).filter(|time| !time.is_zero()),
+        keepalive_timeout: duration(settings, "grpc-keepalive-timeout")?,
+    })
+}
+
+fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
+    let advertise_peer_urls = settings.urls("initial-advertise-peer-urls").to_vec();
+    let text = settings.text("initial-cluster");
+    // As in etcd, the default follows the name and the advertised URLs, even if it is written out.
+    let initial = if text.is_empty()
+        || FLAGS
+            .iter()
+            .any(|flag| flag.name == "initial-cluster" && flag.default == text)
+    {
+        BTreeMap::from([(name.to_owned(), advertise_peer_urls.clone())])
+    } else {
+        initial_cluster(text).map_err(|error| Failure::config(format!("--initial-cluster: {error}")))?
+    };
+    if initial.len() > 1 {
+        return Err(Failure::config(format!(
+            "--initial-cluster names {} members: clusters of more than one member come later",
+            initial.len()
+        )));
+    }
+    let Some(urls) = initial.get(name) else {
+        return Err(Failure::config(format!(
+            "--initial-cluster does not include this member, {name:?} (--name)"
+        )));
+    };
+    if urls != &advertise_peer_urls && addresses(urls) != addresses(&advertise_peer_urls) {
+        return Err(Failure::config(format!(
+            "--initial-cluster gives {name:?} other URLs ({}) than --initial-advertise-peer-urls does ({})",
+            list(urls),
+            list(&advertise_peer_urls)
+        )));
+    }
+    let unix = |url: &&Url| matches!(url.scheme(), Scheme::Unixs | Scheme::Https);
+    if let Some(url) = settings.urls("listen-peer-urls").iter().find(unix) {
+        return Err(Failure::config(format!(
+            "--listen-peer-urls {url} is not supported: TLS comes later"
+        )));
+    }
+    Ok(ClusterConfig {
+        advertise_peer_urls,
+        token: settings.text("initial-cluster-token").to_owned(),
+        initial,
+    })
+}
+
+fn list(urls: &[Url]) -> String {
+    urls.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
+}
+
+fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, String> {
+    let mut members: BTreeMap<String, Vec<Url>> = BTreeMap::new();
+    for part in text.split(',').map(str::trim) {
+        let (name, url) = part
+            .split_once('=')
+            .ok_or_else(|| format!("{part:?} is not name=url"))?;
+        members.entry(name.to_owned()).or_default().push(Url::parse(url)?);
+    }
+    for urls in members.values_mut() {
+        urls.sort();
+        urls.dedup();
+    }
+    Ok(members)
+}
+
+/// The addresses behind URLs, so that localhost and 127.0.0.1 compare equal; none if a name has no address.
+fn addresses(urls: &[Url]) -> Option<Vec<std::net::SocketAddr>> {
+    let mut addresses = Vec::new();
+    for url in urls {
+        let first_v4 = (url.host(), url.port()).to_socket_addrs().ok()?.min()?;
+        addresses.push(first_v4);
+    }
+    addresses.sort();
+    Some(addresses)
+}
+
+fn storage(settings: &Settings) -> Result<StorageConfig, Failure> {
+    if settings.text("storage") == "memory" {
+        let snapshot_interval = duration(settings, "memory-snapshot-interval")?;
+        if snapshot_interval.is_zero() {
+            return Err(Failure::config(
+                "--memory-snapshot-interval must be more than 0: the Raft log would grow for ever",
+            ));
+        }
+        return Ok(StorageConfig::Memory { snapshot_interval });
+    }
+    Ok(StorageConfig::RocksDb(RocksDbConfig {
+        background_jobs: size(settings, "rocksdb-background-jobs", 1)?,
+        write_buffer_bytes: size(settings, "rocksdb-write-buffer-bytes", 64 << 10)?,
+        // With fewer than two, every flush stops all writes.
+        max_write_buffers: size(settings, "rocksdb-max-write-buffers", 2)?,
+        target_file_bytes: size(settings, "rocksdb-target-file-bytes", 64 << 10)?,
+        block_cache_bytes: size(settings, "rocksdb-block-cache-bytes", 1 << 20)?,
+        bloom_bits: size(settings, "rocksdb-bloom-bits", 0)?,
+        compression: match settings.text("rocksdb-compression") {
+            "zstd" => Compression::Zstd,
+            "none" => Compression::None,
+            _ => Compression::Lz4,
+        },
+        wal: settings.boolean("rocksdb-wal"),
+    }))
+}
+
+fn auto_compaction(settings: &Settings) -> Result<AutoCompaction, Failure> {
+    let text = settings.text("auto-compaction-retention");
+    let revisions = settings.text("auto-compaction-mode") == "revision";
+    let wrong = || Failure::config(format!("--auto-compaction-retention cannot be {text:?} in this mode"));
+    match text.parse::<u64>() {
+        Ok(0) => Ok(AutoCompaction::Off),
+        Ok(number) if revisions => Ok(AutoCompaction::Revisions(number)),
+        Ok(hours) => {
+            let seconds = hours
+                .checked_mul(3600)
+                .filter(|&seconds| i64::try_from(seconds).is_ok());
+            Ok(AutoCompaction::Periodic(Duration::from_secs(
+                seconds.ok_or_else(wrong)?,
+            )))
+        }
+        Err(_) if revisions => Err(wrong()),
+        Err(_) => match u64::try_from(parse_duration(text).map_err(|_| wrong())?) {
+            Ok(0) => Ok(AutoCompaction::Off),
+            Ok(ns) => Ok(AutoCompaction::Periodic(Duration::from_nanos(ns))),
+            Err(_) => Err(wrong()),
+        },
+    }
+}
+
+fn log(settings: &Settings) -> Result<LogConfig, Failure> {
+    let names = settings.list("log-outputs");
+    if names.len() > 1 && names.iter().any(|name| name == "default") {
+        return Err(Failure::config("--log-outputs: default goes with no other output"));
+    }
+    let mut outputs = Vec::new();
+    for name in names {
+        let output = match name.as_str() {
+            "default" | "stderr" | "systemd/journal" => LogOutput::Stderr,
+            "stdout" => LogOutput::Stdout,
+            "" => continue,
+            path => LogOutput::File(path.strip_prefix("file://").unwrap_or(path).into()),
+        };
+        if !outputs.contains(&output) {
+            outputs.push(output);
+        }
+    }
+    if names.iter().all(String::is_empty) {
+        outputs.push(LogOutput::Stderr);
+    }
+    if names.iter().any(|name| name == "/dev/null") {
+        outputs.clear();
+    }
+    let level = match settings.text("log-level") {
+        "debug" => LogLevel::Debug,
+        "warn" => LogLevel::Warn,
+        "error" => LogLevel::Error,
+        "dpanic" | "panic" | "fatal" => LogLevel::Fatal,
+        _ => LogLevel::Info,
+    };
+    let format = match settings.text("log-format") {
+        "console" => LogFormat::Console,
+        _ if settings.is_set("log-format") => LogFormat::Json,
+        _ => LogFormat::ConsoleOnTerminals,
+    };
+    Ok(LogConfig { level, format, outputs })
+}
+
+/// A number or a size that is at least `least` and fits where it is used.
+fn size<T: TryFrom<i128>>(settings: &Settings, name: &str, least: i128) -> Result<T, Failure> {
+    let number = settings.number(name);
+    if number < least {
+        return Err(Failure::config(format!(
+            "{} must be at least {least}, not {number}",
+            written(settings, name)
+        )));
+    }
+    T::try_from(number).map_err(|_| Failure::config(format!("{} is too large: {number}", written(settings, name))))
+}
+
+fn duration(settings: &Settings, name: &str) -> Result<Duration, Failure> {
+    u64::try_from(settings.duration_ns(name))
+        .map(Duration::from_nanos)
+        .map_err(|_| Failure::config(format!("{} must not be negative", written(settings, name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::{Command, load};
+
+    fn config(args: &[&str]) -> Result<(Config, Vec<Note>), Failure> {
+        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        match load(&args, &[])? {
+            Command::Start(settings) => Config::from_settings(&settings),
+            Command::Print(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_those_of_etcd_and_of_the_design() {
+        let (config, notes) = config(&[]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("default.metastore"));
+        assert_eq!(list(&config.listen.client_urls), "http://localhost:2379");
+        assert_eq!(list(&config.cluster.initial["default"]), "http://localhost:2380");
+        assert_eq!(
+            (config.heartbeat, config.election_timeout),
+            (Duration::from_millis(100), Duration::from_secs(1))
+        );
+        assert_eq!((config.batch_ops_max, config.batch_bytes_max), (1024, 4 << 20));
+        assert_eq!(
+            config.limits,
+            LimitsConfig {
+                txn_ops_max: 128,
+                request_bytes_max: 1_572_864
+            }
+        );
+        let StorageConfig::RocksDb(rocks) = config.storage else {
+            panic!("not RocksDB")
+        };
+        assert_eq!(
+            (rocks.block_cache_bytes, rocks.write_buffer_bytes),
+            (128 << 20, 64 << 20)
+        );
+        assert_eq!((rocks.compression, rocks.wal), (Compression::Lz4, false));
+        assert_eq!(config.watch_progress_interval, Duration::from_secs(600));
+        assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+
+    #[test]
+    fn the_name_carries_over() {
+        let (config, _) = config(&["--name=infra0", "--initial-advertise-peer-urls=http://10.0.0.1:2380"]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("infra0.metastore"));
+        assert_eq!(list(&config.cluster.initial["infra0"]), "http://10.0.0.1:2380");
+    }
+
+    #[test]
+    fn refuses_what_would_weaken_security_or_correctness() {
+        for (args, part) in [
+            (&["--cert-file=x"][..], "--cert-file is not supported: TLS"),
+            (&["--client-cert-auth"], "--client-cert-auth"),
+            (&["--peer-auto-tls"], "--peer-auto-tls"),
+            (&["--force-new-cluster"], "--force-new-cluster"),
+            (&["--auth-token=jwt,pub-key=x"], "--auth-token"),
+            (&["--host-whitelist=a"], "--host-whitelist"),
+            (&["--initial-cluster=default=http://a:1,b=http://b:1"], "2 members"),
+            (&["--initial-cluster=b=http://b:1"], "does not include"),
+            (&["--initial-cluster=default=http://127.0.0.9:1"], "other URLs"),
+            (&["--initial-cluster=default"], "name=url"),
+            (
+                &["--initial-cluster-state=existing", "--data-dir=/nonexistent/d"],
+                "existing",
+            ),
+            (
+                &[
+                    "--listen-client-urls=https://127.0.0.1:1",
+                    "--advertise-client-urls=https://a:1",
+                ],
+                "TLS",
+            ),
+            (
+                &["--listen-client-urls=http://127.0.0.1:1"],
+                "--advertise-client-urls is required",
+            ),
+            (
+                &["--listen-client-urls=http://a:1", "--advertise-client-urls=http://a:1"],
+                "IP address",
+            ),
+            (&["--advertise-client-urls=http://:1"], "host is empty"),
+            (&["--heartbeat-interval=300"], "at least 5 times"),
+            (&["--heartbeat-interval=0"], "at least 1"),
+            (&["--election-timeout=60000"], "50000ms"),
+            (&["--batch-ops-max=0"], "--batch-ops-max must be at least 1"),
+            (&["--disk-reserve-bytes=-1"], "at least 0"),
+            (&["--grpc-keepalive-interval=-1s"], "negative"),
+            (&["--auto-compaction-retention=x"], "retention"),
+            (
+                &["--auto-compaction-mode=revision", "--auto-compaction-retention=5m"],
+                "retention",
+            ),
+            (&["--log-outputs=default,/tmp/x"], "--log-outputs"),
+            (&["--feature-gates=LeaseCheckpointPersist=true"], "LeaseCheckpoint"),
+            (
+                &["--storage=memory", "--memory-snapshot-interval=0"],
+                "--memory-snapshot-interval",
+            ),
+        ] {
+            let failure = config(args).expect_err(part);
+            assert_eq!(failure.exit_code, 1, "{args:?}: {failure}");
+            assert!(failure.message.contains(part), "{args:?}: {failure}");
+        }
+        // Written out, a default asks for nothing that is missing.
+        assert!(
+            config(&[
+                "--client-cert-auth=false",
+                "--auth-token=simple",
+                "--cert-file=",
+                "--host-whitelist="
+            ])
+            .is_ok()
+        );
+    }
+
+    #[test]
+    fn says_what_has_no_effect_and_why() {
+        let (_, notes) = config(&[
+            "--snapshot-count=5",
+            "--enable-pprof",
+            "--pre-vote=true",
+            "--data-dir=x",
+        ])
+        .unwrap();
+        let messages: Vec<_> = notes.iter().map(|note| note.message.as_str()).collect();
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        assert!(
+            messages
+                .iter()
+                .any(|m| m.starts_with("--snapshot-count has no effect: the log"))
+        );
+        assert!(messages.iter().any(|m| m.starts_with("--enable-pprof has no effect")));
+    }
+
+    #[test]
+    fn equal_addresses_are_equal_however_written() {
+        let args = [
+            "--initial-cluster=m=http://127.0.0.1:1",
+            "--initial-advertise-peer-urls=http://127.0.0.1:1",
+            "--name=m",
+        ];
+        assert!(config(&args).is_ok());
+        assert!(config(&["--initial-cluster=default=http://127.0.0.1:2380"]).is_ok());
+    }
+
+    #[test]
+    fn auto_compaction_reads_both_modes() {
+        for (args, expected) in [
+            (&["--auto-compaction-retention=0"][..], AutoCompaction::Off),
+            (
+                &["--auto-compaction-retention=2"],
+                AutoCompaction::Periodic(Duration::from_secs(7200)),
+            ),
+            (
+                &["--auto-compaction-retention=5m"],
+                AutoCompaction::Periodic(Duration::from_secs(300)),
+            ),
+            (
+                &["--auto-compaction-mode=revision", "--auto-compaction-retention=9"],
+                AutoCompaction::Revisions(9),
+            ),
+        ] {
+            assert_eq!(config(args).unwrap().0.auto_compaction, expected);
+        }
+    }
+
+    #[test]
+    fn log_outputs_are_unique() {
+        let log = config(&["--log-outputs=stderr,stdout,stderr,/tmp/l", "--log-level=fatal"])
+            .unwrap()
+            .0
+            .log;
+        assert_eq!(
+            log.outputs,
+            [LogOutput::Stderr, LogOutput::Stdout, LogOutput::File("/tmp/l".into())]
+        );
+        assert_eq!(log.level, LogLevel::Fatal);
+        assert!(config(&["--log-outputs=/dev/null"]).unwrap().0.log.outputs.is_empty());
+    }
+}

@@ -1,0 +1,398 @@
+//! Every flag, once: what it is called, what it holds, its default, and whether it does anything yet.
+//!
+//! Names and defaults are those of etcd 3.7, so that a command line written for it means the same here. The help, the
+//! environment variables and the configuration file are all derived from this table.
+
+use super::value::Kind;
+
+/// What becomes of a flag that the user sets to something other than its default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It does what its help says.
+    Works,
+    /// It is taken, for this reason has nothing to do, and the log says so.
+    NoEffect(&'static str),
+    /// The node refuses to start, for this reason: ignoring it would weaken security or correctness.
+    Refused(&'static str),
+}
+
+/// The headings of the help, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// This member: its name, directory, addresses and limits.
+    Member,
+    /// The engine below.
+    Engine,
+    /// How writes are batched and cached.
+    WritePath,
+    /// The cluster around this member.
+    Clustering,
+    /// History and its removal.
+    Compaction,
+    /// TLS.
+    Security,
+    /// Users and tokens.
+    Auth,
+    /// Logs.
+    Logging,
+    /// Metrics, warnings, tracing.
+    Monitoring,
+    /// Flags that etcd marks as unsafe.
+    Unsafe,
+    /// Flags of etcd's own storage and checks.
+    Etcd,
+    /// Not flags of the node itself.
+    General,
+}
+
+impl Group {
+    /// Every group, in the order of the help.
+    pub const ALL: &[Group] = &[
+        Group::General,
+        Group::Member,
+        Group::Engine,
+        Group::WritePath,
+        Group::Clustering,
+        Group::Compaction,
+        Group::Security,
+        Group::Auth,
+        Group::Logging,
+        Group::Monitoring,
+        Group::Unsafe,
+        Group::Etcd,
+    ];
+
+    /// The heading.
+    pub fn title(self) -> &'static str {
+        match self {
+            Group::Member => "Member",
+            Group::Engine => "Storage engine",
+            Group::WritePath => "Write path",
+            Group::Clustering => "Clustering",
+            Group::Compaction => "History and compaction",
+            Group::Security => "Security",
+            Group::Auth => "Auth",
+            Group::Logging => "Logging",
+            Group::Monitoring => "Monitoring",
+            Group::Unsafe => "Unsafe",
+            Group::Etcd => "Taken for etcd's sake",
+            Group::General => "General",
+        }
+    }
+}
+
+/// One flag.
+#[derive(Debug, Clone, Copy)]
+pub struct Flag {
+    /// Its heading in the help.
+    pub group: Group,
+    /// Its name, without dashes in front.
+    pub name: &'static str,
+    /// What it holds.
+    pub kind: Kind,
+    /// Its default, in the form in which it is written on a command line.
+    pub default: &'static str,
+    /// The unit of a bare number, or nothing.
+    pub unit: &'static str,
+    /// What it does.
+    pub help: &'static str,
+    /// Whether it does it yet.
+    pub status: Status,
+}
+
+const CLUSTER_LATER: &str = "it concerns clusters of more than one member, which come later";
+const SINGLE: Status = Status::NoEffect(CLUSTER_LATER);
+const TLS_LATER: Status = Status::Refused("TLS comes later; until then the node would serve plaintext");
+const TLS_UNUSED: Status = Status::NoEffect("TLS comes later");
+const DISCOVERY: Status = Status::Refused("discovery of a cluster's members comes later");
+const DISCOVERY_UNUSED: Status = Status::NoEffect("discovery of a cluster's members comes later");
+const BBOLT: Status = Status::NoEffect("it tunes a storage file that MetaStore does not have");
+const AUTH_LATER: Status = Status::NoEffect("users, roles and tokens come later");
+const TRACING: Status = Status::NoEffect("distributed tracing comes later");
+const CHECKS: Status = Status::NoEffect("there is no other member to compare with yet");
+
+const NUMBER: Kind = Kind::Number(u64::MAX);
+const U32: Kind = Kind::Number(u32::MAX as u64);
+
+const fn flag(
+    group: Group,
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    unit: &'static str,
+    status: Status,
+    help: &'static str,
+) -> Flag {
+    Flag {
+        group,
+        name,
+        kind,
+        default,
+        unit,
+        help,
+        status,
+    }
+}
+
+use Group::{
+    Auth, Clustering, Compaction, Engine, Etcd, General, Logging, Member, Monitoring, Security, Unsafe, WritePath,
+};
+use Kind::{Bool, Bytes, Choice, Duration, Gates, List, Text, Urls};
+use Status::{NoEffect, Refused, Works};
+
+/// The flags, in the order of the help.
+#[rustfmt::skip]
+pub const FLAGS: &[Flag] = &[
+    // General.
+    flag(General, "config-file", Text, "", "", Works,
+        "Read all settings from this YAML file. As with etcd, the other flags and all environment variables are then ignored."),
+    flag(General, "version", Bool, "false", "", Works, "Print the version and exit."),
+
+    // Member.
+    flag(Member, "name", Text, "default", "", Works, "Human-readable name of this member."),
+    flag(Member, "data-dir", Text, "", "", Works,
+        "Directory of everything this member stores. When empty: <name>.metastore in the working directory."),
+    flag(Member, "wal-dir", Text, "", "", Works,
+        "Directory of the Raft log, for those who keep it on a disk of its own. When empty: inside the data directory."),
+    flag(Member, "listen-client-urls", Urls, "http://localhost:2379", "", Works,
+        "Where to listen for clients: gRPC and HTTP on one port. Setting it requires --advertise-client-urls too."),
+    flag(Member, "advertise-client-urls", Urls, "http://localhost:2379", "", Works,
+        "The client URLs that other members and clients are told."),
+    flag(Member, "listen-client-http-urls", Urls, "", "", Refused("a port for HTTP alone comes later; --listen-client-urls serves gRPC and HTTP"),
+        "Where to listen for HTTP alone; --listen-client-urls then serves gRPC alone."),
+    flag(Member, "listen-peer-urls", Urls, "http://localhost:2380", "", SINGLE,
+        "Where to listen for the other members."),
+    flag(Member, "heartbeat-interval", NUMBER, "100", "milliseconds", Works, "Time between two heartbeats of a leader."),
+    flag(Member, "election-timeout", NUMBER, "1000", "milliseconds", Works,
+        "Time without a leader after which an election starts. At least 5 heartbeats, at most 50000."),
+    flag(Member, "initial-election-tick-advance", Bool, "true", "", SINGLE, "Shorten the first election after a start."),
+    flag(Member, "quota-backend-bytes", Bytes, "0", "bytes", NoEffect("the quota comes later; --disk-reserve-bytes already keeps the disk from filling up"),
+        "Size of the stored data at which writes are refused."),
+    flag(Member, "max-txn-ops", NUMBER, "128", "operations", Works, "Most operations, and most compares, in one transaction."),
+    flag(Member, "max-request-bytes", Bytes, "1572864", "bytes", Works, "Largest request that a client may send."),
+    flag(Member, "max-concurrent-streams", U32, "4294967295", "streams", Works, "Most calls at a time on one client connection."),
+    flag(Member, "grpc-keepalive-min-time", Duration, "5s", "", NoEffect("clients may ping as often as they like"),
+        "Shortest time between two pings of a client before it is disconnected."),
+    flag(Member, "grpc-keepalive-interval", Duration, "2h0m0s", "", Works,
+        "Time without traffic after which the server pings a client. 0 turns it off."),
+    flag(Member, "grpc-keepalive-timeout", Duration, "20s", "", Works, "How long that ping may stay unanswered."),
+    flag(Member, "socket-reuse-port", Bool, "false", "", Works, "Set SO_REUSEPORT on listeners."),
+    flag(Member, "socket-reuse-address", Bool, "false", "", Works, "Set SO_REUSEADDR on listeners."),
+    flag(Member, "watch-progress-notify-interval", Duration, "0s", "", Works,
+        "Time between two progress notices to a watcher that asked for them and has no events. 0 means 10m."),
+    flag(Member, "enable-grpc-gateway", Bool, "true", "", NoEffect("the JSON gateway comes later"), "Serve the gRPC calls as JSON over HTTP too."),
+    flag(Member, "feature-gates", Gates, "", "", NoEffect("no gate changes anything here yet"), "Switch etcd's optional features on or off."),
+
+    // Storage engine: ours.
+    flag(Engine, "storage", Choice(&["rocksdb", "memory"]), "rocksdb", "", Works,
+        "What holds the data: rocksdb, or memory with snapshots on disk. Both are durable: the Raft log is on disk either way."),
+    flag(Engine, "rocksdb-background-jobs", U32, "4", "threads", Works, "Most flushes and compactions of RocksDB at a time."),
+    flag(Engine, "rocksdb-write-buffer-bytes", Bytes, "64MiB", "bytes", Works, "Size of one write buffer, per column family."),
+    flag(Engine, "rocksdb-max-write-buffers", U32, "3", "buffers", Works, "Most write buffers, full ones included, per column family."),
+    flag(Engine, "rocksdb-target-file-bytes", Bytes, "64MiB", "bytes", Works, "Size of a table file at the lowest level."),
+    flag(Engine, "rocksdb-block-cache-bytes", Bytes, "128MiB", "bytes", Works, "Memory for uncompressed blocks, index and filter blocks included."),
+    flag(Engine, "rocksdb-bloom-bits", U32, "10", "bits a key", Works, "Size of the bloom filters. 0 means none."),
+    flag(Engine, "rocksdb-compression", Choice(&["lz4", "zstd", "none"]), "lz4", "", Works, "How table files are compressed."),
+    flag(Engine, "rocksdb-wal", Bool, "false", "", Works,
+        "Write RocksDB's own write-ahead log too. Nothing is less durable without it: a restart replays the Raft log."),
+    flag(Engine, "memory-snapshot-interval", Duration, "5m0s", "", Works,
+        "Time between two snapshots of the memory engine. A restart replays the Raft log since the last one."),
+    flag(Engine, "disk-reserve-bytes", Bytes, "256MiB", "bytes", Works,
+        "Free disk space below which writes are refused with NOSPACE while reads go on. 0 turns the check off."),
+
+    // Write path: ours.
+    flag(WritePath, "batch-ops-max", NUMBER, "1024", "operations", Works,
+        "Most operations in one Raft entry. 1 turns batching off. A batch is whatever waits; nothing waits for a batch."),
+    flag(WritePath, "batch-bytes-max", Bytes, "4MiB", "bytes", Works, "Most bytes of operations in one Raft entry."),
+    flag(WritePath, "record-cache-bytes", Bytes, "32MiB", "bytes", Works,
+        "Memory for the newest records of hot keys, so that writing one reads nothing from the engine."),
+
+    // Clustering.
+    flag(Clustering, "initial-advertise-peer-urls", Urls, "http://localhost:2380", "", Works,
+        "The peer URLs that the other members are told."),
+    flag(Clustering, "initial-cluster", Text, "default=http://localhost:2380", "", Works,
+        "The members at the first start, as name=url,name=url. Only this member, until clusters of more come."),
+    flag(Clustering, "initial-cluster-state", Choice(&["new", "existing"]), "new", "", Works,
+        "Whether the cluster is new or exists already. Ignored once the data directory exists."),
+    flag(Clustering, "initial-cluster-token", Text, "etcd-cluster", "", Works,
+        "A name that keeps clusters apart; it goes into the ids of the cluster and its members."),
+    flag(Clustering, "strict-reconfig-check", Bool, "true", "", SINGLE, "Refuse changes of members that would lose the quorum."),
+    flag(Clustering, "pre-vote", Bool, "true", "", SINGLE, "Ask whether an election could be won before disturbing the leader."),
+    flag(Clustering, "max-learners", NUMBER, "1", "members", SINGLE, "Most members that do not vote."),
+    flag(Clustering, "raft-read-timeout", Duration, "5s", "", SINGLE, "Read timeout of connections between members."),
+    flag(Clustering, "raft-write-timeout", Duration, "5s", "", SINGLE, "Write timeout of connections between members."),
+    flag(Clustering, "downgrade-check-time", Duration, "5s", "", SINGLE, "Time between two checks of a downgrade."),
+    flag(Clustering, "discovery-srv", Text, "", "", DISCOVERY, "DNS domain whose SRV records name the members."),
+    flag(Clustering, "discovery-srv-name", Text, "", "", DISCOVERY, "Suffix of the DNS service name."),
+    flag(Clustering, "discovery-token", Text, "", "", DISCOVERY, "Token of the cluster at the discovery service."),
+    flag(Clustering, "discovery-endpoints", List, "", "", DISCOVERY, "Endpoints of the discovery service."),
+    flag(Clustering, "discovery-dial-timeout", Duration, "2s", "", DISCOVERY_UNUSED, "Dial timeout of discovery."),
+    flag(Clustering, "discovery-request-timeout", Duration, "5s", "", DISCOVERY_UNUSED, "Request timeout of discovery."),
+    flag(Clustering, "discovery-keepalive-time", Duration, "2s", "", DISCOVERY_UNUSED, "Time between keep-alive pings of discovery."),
+    flag(Clustering, "discovery-keepalive-timeout", Duration, "6s", "", DISCOVERY_UNUSED, "Timeout of keep-alive pings of discovery."),
+    flag(Clustering, "discovery-insecure-transport", Bool, "true", "", DISCOVERY_UNUSED, "Use plaintext for discovery."),
+    flag(Clustering, "discovery-insecure-skip-tls-verify", Bool, "false", "", DISCOVERY_UNUSED, "Do not verify the discovery service's certificate."),
+    flag(Clustering, "discovery-cert", Text, "", "", DISCOVERY_UNUSED, "Client certificate for discovery."),
+    flag(Clustering, "discovery-key", Text, "", "", DISCOVERY_UNUSED, "Client key for discovery."),
+    flag(Clustering, "discovery-cacert", Text, "", "", DISCOVERY_UNUSED, "CA bundle for discovery."),
+    flag(Clustering, "discovery-user", Text, "", "", DISCOVERY_UNUSED, "User for discovery."),
+    flag(Clustering, "discovery-password", Text, "", "", DISCOVERY_UNUSED, "Password for discovery."),
+    flag(Clustering, "discovery-fallback", Choice(&["exit", "proxy"]), "exit", "", Refused("the v2 proxy is gone from etcd too; only exit is left"),
+        "What to do when discovery fails: exit."),
+
+    // History and compaction.
+    flag(Compaction, "auto-compaction-mode", Choice(&["periodic", "revision"]), "periodic", "", NoEffect("automatic compaction comes later"),
+        "How --auto-compaction-retention is read: as a time, or as a number of revisions."),
+    flag(Compaction, "auto-compaction-retention", Text, "0", "", NoEffect("automatic compaction comes later; until then history grows until a client compacts it"),
+        "History to keep: a duration (a bare number means hours) or a number of revisions. 0 keeps everything."),
+    flag(Compaction, "compaction-batch-limit", NUMBER, "0", "revisions", NoEffect("compaction takes small steps of its own choosing and stalls nobody"),
+        "Most revisions that one step of a compaction removes. 0 means the default."),
+    flag(Compaction, "compaction-sleep-interval", Duration, "0s", "", NoEffect("compaction takes small steps of its own choosing and stalls nobody"),
+        "Pause between two steps of a compaction. 0 means the default."),
+    flag(Compaction, "compact-hash-check-time", Duration, "1m0s", "", CHECKS, "Time between two comparisons of the members' hashes after a compaction."),
+    flag(Compaction, "corrupt-check-time", Duration, "0s", "", CHECKS, "Time between two comparisons of the members' data. 0 means never."),
+
+    // Security.
+    flag(Security, "cert-file", Text, "", "", TLS_LATER, "Server certificate for clients."),
+    flag(Security, "key-file", Text, "", "", TLS_LATER, "Key of --cert-file."),
+    flag(Security, "trusted-ca-file", Text, "", "", TLS_LATER, "CA bundle that client certificates are verified against."),
+    flag(Security, "client-cert-auth", Bool, "false", "", TLS_LATER, "Demand a valid client certificate."),
+    flag(Security, "client-cert-file", Text, "", "", TLS_LATER, "Certificate that this member shows when it is the client."),
+    flag(Security, "client-key-file", Text, "", "", TLS_LATER, "Key of --client-cert-file."),
+    flag(Security, "client-crl-file", Text, "", "", TLS_LATER, "Revocation list for client certificates."),
+    flag(Security, "client-cert-allowed-hostname", List, "", "", TLS_LATER, "Host names allowed in client certificates."),
+    flag(Security, "auto-tls", Bool, "false", "", TLS_LATER, "Serve clients with a generated certificate."),
+    flag(Security, "peer-cert-file", Text, "", "", TLS_LATER, "Server certificate for the other members."),
+    flag(Security, "peer-key-file", Text, "", "", TLS_LATER, "Key of --peer-cert-file."),
+    flag(Security, "peer-trusted-ca-file", Text, "", "", TLS_LATER, "CA bundle that the members' certificates are verified against."),
+    flag(Security, "peer-client-cert-auth", Bool, "false", "", TLS_LATER, "Demand a valid certificate of the other members."),
+    flag(Security, "peer-client-cert-file", Text, "", "", TLS_LATER, "Certificate that this member shows to the others."),
+    flag(Security, "peer-client-key-file", Text, "", "", TLS_LATER, "Key of --peer-client-cert-file."),
+    flag(Security, "peer-crl-file", Text, "", "", TLS_LATER, "Revocation list for the members' certificates."),
+    flag(Security, "peer-cert-allowed-cn", List, "", "", TLS_LATER, "Common names allowed in the members' certificates."),
+    flag(Security, "peer-cert-allowed-hostname", List, "", "", TLS_LATER, "Host names allowed in the members' certificates."),
+    flag(Security, "peer-auto-tls", Bool, "false", "", TLS_LATER, "Serve the other members with a generated certificate."),
+    flag(Security, "peer-skip-client-san-verification", Bool, "false", "", TLS_UNUSED, "Do not verify the SAN of the members' certificates."),
+    flag(Security, "self-signed-cert-validity", NUMBER, "1", "years", TLS_UNUSED, "How long generated certificates are valid."),
+    flag(Security, "cipher-suites", List, "", "", TLS_UNUSED, "TLS cipher suites to allow."),
+    flag(Security, "tls-min-version", Choice(&["TLS1.2", "TLS1.3"]), "TLS1.2", "", TLS_UNUSED, "Lowest TLS version to allow."),
+    flag(Security, "tls-max-version", Choice(&["", "TLS1.2", "TLS1.3"]), "", "", TLS_UNUSED, "Highest TLS version to allow."),
+    flag(Security, "cors", List, "*", "", NoEffect("no CORS headers are sent, so browsers allow no other origin"), "Origins that browsers may call from."),
+    flag(Security, "host-whitelist", List, "*", "", Refused("checking the host of HTTP requests comes later"),
+        "Host names that HTTP requests may carry. Empty or * means any."),
+
+    // Auth.
+    flag(Auth, "auth-token", Text, "simple", "", Refused("tokens come later"), "Kind of token, with its options: simple or jwt."),
+    flag(Auth, "bcrypt-cost", Kind::Number(31), "10", "", AUTH_LATER, "Cost of hashing a password, 4 to 31."),
+    flag(Auth, "auth-token-ttl", NUMBER, "300", "seconds", AUTH_LATER, "How long a simple token is valid."),
+
+    // Logging.
+    flag(Logging, "logger", Choice(&["zap"]), "zap", "", Works, "Only zap, etcd's name for structured logs."),
+    flag(Logging, "log-level", Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info", "", Works,
+        "Lowest level to log: debug, info, warn, error, dpanic, panic or fatal."),
+    flag(Logging, "log-format", Choice(&["json", "console"]), "json", "", Works,
+        "json: one object a line. console: text. Unless it is set, a terminal gets text."),
+    flag(Logging, "log-outputs", List, "default", "", Works,
+        "Where to: default (stderr), stderr, stdout, systemd/journal (stderr, which systemd collects), or files. A reader that blocks never blocks the node: lines are dropped and counted."),
+    flag(Logging, "enable-log-rotation", Bool, "false", "", NoEffect("rotation comes later; logrotate with copytruncate works on the file"),
+        "Rotate the log file."),
+    flag(Logging, "log-rotation-config-json", Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "",
+        NoEffect("rotation comes later"), "How to rotate: megabytes, days, files."),
+
+    // Monitoring.
+    flag(Monitoring, "listen-metrics-urls", Urls, "", "", Refused("a port for metrics alone comes later; --listen-client-urls serves /metrics and /health"),
+        "Where to serve /metrics and /health besides the client URLs."),
+    flag(Monitoring, "metrics", Choice(&["basic", "extensive"]), "basic", "", NoEffect("there is one level of detail"), "Detail of the metrics."),
+    flag(Monitoring, "warning-apply-duration", Duration, "100ms", "", Works, "Applying for longer than this is logged."),
+    flag(Monitoring, "warning-unary-request-duration", Duration, "300ms", "", Works, "Answering for longer than this is logged."),
+    flag(Monitoring, "enable-pprof", Bool, "false", "", NoEffect("pprof is a profile of Go programs"), "Serve profiles over HTTP."),
+    flag(Monitoring, "enable-distributed-tracing", Bool, "false", "", TRACING, "Send traces to a collector."),
+    flag(Monitoring, "distributed-tracing-address", Text, "localhost:4317", "", TRACING, "Address of the collector."),
+    flag(Monitoring, "distributed-tracing-service-name", Text, "etcd", "", TRACING, "Service name in the traces."),
+    flag(Monitoring, "distributed-tracing-instance-id", Text, "", "", TRACING, "Instance id in the traces."),
+    flag(Monitoring, "distributed-tracing-sampling-rate", NUMBER, "0", "spans in a million", TRACING, "How many spans are sent."),
+
+    // Unsafe.
+    flag(Unsafe, "force-new-cluster", Bool, "false", "", Refused("turning a member of a cluster into a cluster of its own comes later"),
+        "Start a new cluster of one member from this member's data."),
+    flag(Unsafe, "unsafe-no-fsync", Bool, "false", "", NoEffect("what is acknowledged is always synced to disk"), "Do not sync to disk."),
+
+    // Taken for etcd's sake.
+    flag(Etcd, "snapshot-count", NUMBER, "10000", "entries", NoEffect("the log is trimmed by what the engine has made durable"),
+        "Entries after which etcd writes a snapshot and trims its log."),
+    flag(Etcd, "snapshot-catchup-entries", NUMBER, "5000", "entries", NoEffect("the log is trimmed by what the engine has made durable"),
+        "Entries that etcd keeps behind a snapshot."),
+    flag(Etcd, "max-snapshots", NUMBER, "5", "files", NoEffect("etcd itself calls it deprecated since 3.6, and there are no such files here"), "Snapshot files to keep."),
+    flag(Etcd, "max-wals", NUMBER, "5", "files", NoEffect("log files are recycled, not kept"), "Log files to keep."),
+    flag(Etcd, "backend-bbolt-freelist-type", Text, "map", "", BBOLT, "Free list of etcd's storage file."),
+    flag(Etcd, "backend-batch-interval", Duration, "0s", "", BBOLT, "Longest time before etcd commits its storage file."),
+    flag(Etcd, "backend-batch-limit", NUMBER, "0", "operations", BBOLT, "Most operations before etcd commits its storage file."),
+    flag(Etcd, "bootstrap-defrag-threshold-megabytes", NUMBER, "0", "megabytes", NoEffect("nothing ever needs to be defragmented"),
+        "Reclaimable space above which etcd defragments when it starts."),
+    flag(Etcd, "memory-mlock", Bool, "false", "", NoEffect("the data is not mapped into memory"), "Keep etcd's pages in memory."),
+    flag(Etcd, "v2-deprecation", Choice(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"]), "write-only", "",
+        NoEffect("etcd itself calls it deprecated and ignores it, and there is no v2 store here"), "Phase of removing the v2 store."),
+];
+
+/// Flags that etcd once had and still swallows with a warning. Like a boolean, each takes a value only after `=`.
+pub(super) const IGNORED: &[&str] = &[
+    "cluster-active-size",
+    "cluster-remove-delay",
+    "cluster-sync-interval",
+    "config",
+    "force",
+    "max-result-buffer",
+    "max-retry-attempts",
+    "peer-heartbeat-interval",
+    "peer-election-timeout",
+    "retry-interval",
+    "snapshot",
+    "v",
+    "vv",
+    "test.coverprofile",
+    "test.outputdir",
+];
+
+/// The flag of that name.
+pub(super) fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+/// The known name that looks most like `name`, if any is near enough to be what was meant.
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
+    // etcd renamed many flags by dropping this prefix.
+    let name = name.strip_prefix("experimental-").unwrap_or(name);
+    FLAGS
+        .iter()
+        .map(|flag| (strsim::jaro_winkler(name, flag.name), flag.name))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_parses_and_every_name_is_unique() {
+        let mut names = std::collections::BTreeSet::new();
+        for flag in FLAGS {
+            assert!(flag.kind.parse(flag.default).is_ok(), "{}", flag.name);
+            assert!(names.insert(flag.name), "{} twice", flag.name);
+            assert!(!IGNORED.contains(&flag.name), "{}", flag.name);
+            assert!(Group::ALL.contains(&flag.group));
+        }
+    }
+
+    #[test]
+    fn suggestions_are_what_was_meant() {
+        for (typed, meant) in [
+            ("data-dri", "data-dir"),
+            ("listen-client-url", "listen-client-urls"),
+            ("experimental-corrupt-check-time", "corrupt-check-time"),
+            ("rocksdb-block-cache", "rocksdb-block-cache-bytes"),
+        ] {
+            assert_eq!(nearest(typed), Some(meant));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `metastore`: one node of the store, or an answer about it.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use metastore::config::Config;
+use metastore::flags::{self, Command, Failure};
+use metastore::logging;
+use metastore::start::start;
+
+/// Many small, short-lived allocations on every call: the system's allocator is slower at those and fragments.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // There may be no reader; the exit code says it too.
+            let _ = writeln!(std::io::stderr(), "metastore: {failure}");
+            ExitCode::from(failure.exit_code)
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let args = std::env::args_os()
+        .skip(1)
+        .map(|arg| {
+            arg.into_string()
+                .map_err(|arg| Failure::config(format!("argument {arg:?} is not UTF-8")))
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let env: Vec<_> = std::env::vars_os()
+        .map(|(name, value)| {
+            (
+                name.to_string_lossy().into_owned(),
+                value.to_string_lossy().into_owned(),
+            )
+        })
+        .collect();
+    let settings = match flags::load(&args, &env)? {
+        Command::Start(settings) => settings,
+        Command::Print(text) => {
+            // Whoever closed the pipe, as head does, has read enough.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return Ok(());
+        }
+    };
+    let (config, notes) = Config::from_settings(&settings)?;
+    let log = logging::init(&config.log)?;
+    for note in notes {
+        if note.warning {
+            tracing::warn!("{}", note.message);
+        } else {
+            tracing::info!("{}", note.message);
+        }
+    }
+    let signal = start(&config)?;
+    drop(log);
+    // Whoever started us learns from our end that we obeyed a signal, as with etcd. The first process of a container
+    // cannot end by a signal, so it ends well.
+    if std::process::id() != 1 {
+        let _ = signal_hook::low_level::emulate_default_handler(signal);
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! From the configuration to a running server.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use api::Limits;
+use server::{Address, ConnectionSettings, EngineConfig, NodeConfig, RocksOptions, ServerConfig};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Compression, Config, StorageConfig};
+use crate::flags::Failure;
+use crate::url::{Scheme, Url};
+
+/// Serves until SIGTERM or SIGINT comes; returns its number.
+pub fn start(config: &Config) -> Result<i32, Failure> {
+    let on_failure: server::FailureHandler = Arc::new(|_cause| {
+        // Destructors could block on what failed. Whatever was acknowledged is on disk, and nothing else matters now.
+        // A moment for the log's own thread to write down why.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::process::exit(1);
+    });
+    let received = Arc::new(AtomicI32::new(0));
+    let stop = {
+        let received = received.clone();
+        async move { received.store(stop_signal().await, Ordering::Release) }
+    };
+    server::run(server_config(config), on_failure, stop).map_err(|error| Failure::config(error.to_string()))?;
+    Ok(received.load(Ordering::Acquire))
+}
+
+/// Completes with the number of the signal that asks us to stop.
+fn stop_signal() -> impl Future<Output = i32> {
+    async {
+        let handlers = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+        let (Ok(mut terminate), Ok(mut interrupt)) = handlers else {
+            tracing::warn!("signal handlers cannot be installed; signals end the process at once");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => SIGTERM,
+            _ = interrupt.recv() => SIGINT,
+        }
+    }
+}
+
+fn address(url: &Url) -> Address {
+    match url.scheme() {
+        Scheme::Http | Scheme::Https => Address::Tcp(format!("{}:{}", url.host(), url.port())),
+        Scheme::Unix | Scheme::Unixs => Address::Unix(url.path().into()),
+    }
+}
+
+fn texts(urls: &[Url]) -> Vec<String> {
+    urls.iter().map(Url::to_string).collect()
+}
+
+fn server_config(config: &Config) -> ServerConfig {
+    let election_timeout = config.election_timeout;
+    let limits = Limits {
+        request_bytes_max: config.limits.request_bytes_max,
+        txn_ops_max: config.limits.txn_ops_max,
+        request_timeout: std::time::Duration::from_secs(5) + 2 * election_timeout,
+        watch_progress_interval: config.watch_progress_interval,
+        // One and a half election timeouts, in whole seconds, as etcd counts it.
+        lease_ttl_min_s: i64::try_from((election_timeout * 3 / 2).as_millis().div_ceil(1000)).unwrap_or(i64::MAX),
+        ..Limits::default()
+    };
+    let heartbeats = election_timeout.as_millis() / config.heartbeat.as_millis().max(1);
+    let replica = replica_config(config, usize::try_from(heartbeats).unwrap_or(usize::MAX));
+    let (engine, flush_interval) = match &config.storage {
+        StorageConfig::RocksDb(rocks) => {
+            let options = RocksOptions {
+                background_jobs: rocks.background_jobs,
+                write_buffer_bytes: rocks.write_buffer_bytes,
+                max_write_buffers: rocks.max_write_buffers,
+                target_file_bytes: rocks.target_file_bytes,
+                block_cache_bytes: rocks.block_cache_bytes,
+                bloom_bits: rocks.bloom_bits,
+                compression: match rocks.compression {
+                    Compression::Lz4 => server::Compression::Lz4,
+                    Compression::Zstd => server::Compression::Zstd,
+                    Compression::None => server::Compression::None,
+                },
+                wal: rocks.wal,
+                ..RocksOptions::default()
+            };
+            (EngineConfig::Rocks(options), std::time::Duration::from_secs(600))
+        }
+        StorageConfig::Memory { snapshot_interval } => (EngineConfig::Memory, *snapshot_interval),
+    };
+    ServerConfig {
+        data_dir: config.data_dir.clone(),
+        wal_dir: config.wal_dir.clone(),
+        engine,
+        name: config.name.clone(),
+        peer_urls: texts(&config.cluster.advertise_peer_urls),
+        client_urls: texts(&config.listen.advertise_client_urls),
+        cluster_token: config.cluster.token.clone(),
+        listen: config.listen.client_urls.iter().map(address).collect(),
+        reuse_port: config.listen.reuse_port,
+        connections: ConnectionSettings {
+            streams_max: config.listen.concurrent_streams_max,
+            keepalive_interval: config.listen.keepalive_interval,
+            keepalive_timeout: config.listen.keepalive_timeout,
+        },
+        machine: server::MachineOptions {
+            record_cache_bytes: config.record_cache_bytes as u64,
+            watch_buffer_events_max: limits.watch_buffer_events_max,
+            watch_buffer_bytes_max: limits.watch_buffer_bytes_max,
+        },
+        node: NodeConfig {
+            limits,
+            tick: config.heartbeat,
+            election_timeout,
+            flush_interval,
+            disk_reserve_bytes: config.disk_reserve_bytes,
+            warn_apply: config.warning_apply,
+            ..NodeConfig::new(replica)
+        },
+    }
+}
+
+fn replica_config(config: &Config, election_ticks: usize) -> server::ReplicaConfig {
+    server::ReplicaConfig {
+        election_ticks,
+        batch_ops_max: config.batch_ops_max,
+        batch_bytes_max: config.batch_bytes_max,
+        ..server::ReplicaConfig::new(0)
+    }
+}

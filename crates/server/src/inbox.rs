@@ -1,0 +1,83 @@
+//! How threads hand work to each other: one lock for a push, one for taking all that waits.
+
+use parking_lot::{Condvar, Mutex};
+
+/// A queue whose reader takes everything at once. It has no bound of its own: each use says what bounds it.
+pub(crate) struct Inbox<T> {
+    state: Mutex<State<T>>,
+    arrived: Condvar,
+}
+
+struct State<T> {
+    items: Vec<T>,
+    reader_waits: bool,
+    closed: bool,
+}
+
+impl<T> Inbox<T> {
+    pub(crate) fn new() -> Self {
+        let state = State {
+            items: Vec::new(),
+            reader_waits: false,
+            closed: false,
+        };
+        Inbox {
+            state: Mutex::new(state),
+            arrived: Condvar::new(),
+        }
+    }
+
+    /// Adds an item and wakes the reader. Dropped if the inbox is closed.
+    pub(crate) fn push(&self, item: T) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        state.items.push(item);
+        if std::mem::take(&mut state.reader_waits) {
+            drop(state);
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Adds an item that the reader may see whenever it wakes next.
+    pub(crate) fn push_quietly(&self, item: T) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.items.push(item);
+        }
+    }
+
+    /// Waits for items and moves them all to the end of `out`; `false` once the inbox is closed and empty.
+    pub(crate) fn wait(&self, out: &mut Vec<T>) -> bool {
+        let mut state = self.state.lock();
+        while state.items.is_empty() {
+            if state.closed {
+                return false;
+            }
+            state.reader_waits = true;
+            self.arrived.wait(&mut state);
+        }
+        state.reader_waits = false;
+        out.append(&mut state.items);
+        true
+    }
+
+    /// Moves what is there to the end of `out` without waiting; `false` once the inbox is closed and empty.
+    pub(crate) fn take(&self, out: &mut Vec<T>) -> bool {
+        let mut state = self.state.lock();
+        out.append(&mut state.items);
+        !(state.closed && out.is_empty())
+    }
+
+    /// How many items wait.
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().items.len()
+    }
+
+    /// Takes no more items; the reader gets what is there and then the end.
+    pub(crate) fn close(&self) {
+        self.state.lock().closed = true;
+        self.arrived.notify_all();
+    }
+}

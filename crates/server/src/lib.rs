@@ -1,0 +1,26 @@
+//! Carries out what the replica decides: threads, clock, sockets, metrics.
+//!
+//! - [`node`] runs one member: its threads and what they share.
+//! - [`NodeStore`] is the handle that the front ends call.
+//! - [`serve`] opens the data directory and the sockets, and runs until it is told to stop.
+//! - [`identity`] computes who a member is.
+//! - [`metrics`] counts.
+
+pub mod identity;
+mod inbox;
+pub mod metrics;
+pub mod node;
+mod pending;
+mod raft_log_bridge;
+pub mod serve;
+mod store;
+
+pub use node::{FailureHandler, Node, NodeConfig, StartError};
+pub use serve::{Address, EngineConfig, ServeError, ServerConfig, run};
+pub use store::NodeStore;
+
+// What a configuration is made of, wherever it is defined.
+pub use frontend::ConnectionSettings;
+pub use mvcc::Options as MachineOptions;
+pub use replica::Config as ReplicaConfig;
+pub use storage::{Compression, RocksOptions};

@@ -1,0 +1,694 @@
+//! A running member: the threads around [`Replica`] and [`Machine`], and what they share.
+//!
+//! | Thread | Waits for | Does |
+//! |---|---|---|
+//! | `replica` | proposals, ticks, finished writes | steps Raft, hands its effects to the others |
+//! | `log` | entries to write | one write and one fdatasync for all that wait |
+//! | `apply` | committed entries | one engine write for all that wait; then events; then replies; compaction between |
+//! | `clock` | time | ticks, lease expiry |
+//! | `upkeep` | time | flushes the engine, trims the log, watches the disk |
+//!
+//! What bounds the queues: proposals are bounded when they enter [`Pending`], and stay there until they are applied, so
+//! entries to write and to apply are bounded with them; everything else on the way is one item per finished piece of
+//! work.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use api::codec::{Action, Operation, encode_operation};
+use api::kv::{LeaseRevokeRequest, Member};
+use api::{Limits, MemberId, RaftIndex};
+use bytes::Bytes;
+use mvcc::machine::Command;
+use mvcc::{Committed, CompactionProgress, Hub, LeaseChange, Machine, Reader};
+use parking_lot::Mutex;
+use raft::eraftpb::{Entry, HardState};
+use replica::{Effect, Input, Lessor, Proposal, Replica, ReplicaError, Role, Standing};
+use storage::{Engine, EngineError, RaftLog};
+use tokio::sync::watch;
+
+use crate::inbox::Inbox;
+use crate::metrics::Metrics;
+use crate::pending::Pending;
+
+/// Most bytes of entries that go into one engine write. An entry is never split.
+const APPLY_BYTES_MAX: usize = 8 << 20;
+/// Most keys that one step of compaction looks at: a step takes about a millisecond.
+const COMPACT_STEP_KEYS: usize = 1000;
+/// How often leases are looked at (etcd: 500 ms).
+const LEASE_INTERVAL: Duration = Duration::from_millis(500);
+/// Most leases that are revoked in one look (etcd revokes up to 1000 a second).
+const LEASE_REVOKES_MAX: usize = 500;
+/// How often the disk and the log are looked at.
+const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// How much more than the reserve must be free before writes are taken again, as a divisor of the reserve.
+const RESERVE_HYSTERESIS: u64 = 8;
+
+/// How a node runs.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Raft.
+    pub replica: replica::Config,
+    /// The cluster's identity.
+    pub cluster_id: u64,
+    /// This member, as clients are told of it.
+    pub member: Member,
+    /// Limits.
+    pub limits: Limits,
+    /// A tick of Raft's clock (`--heartbeat-interval`).
+    pub tick: Duration,
+    /// Raft's election timeout (`--election-timeout`).
+    pub election_timeout: Duration,
+    /// Bytes of log since the last flush at which the engine is flushed, so that a restart replays little.
+    pub flush_log_bytes: u64,
+    /// Longest time between flushes while there is anything to flush.
+    pub flush_interval: Duration,
+    /// Whether flushing costs as much as all data (the memory engine's snapshots), so that it waits for more log.
+    pub flush_writes_all: bool,
+    /// Entries to keep in the log below what could be trimmed (`--snapshot-catchup-entries`).
+    pub catchup_entries: u64,
+    /// Where the data lies, for watching its disk.
+    pub data_dir: PathBuf,
+    /// Free bytes on the disk below which writes are refused (`--disk-reserve-bytes`).
+    pub disk_reserve_bytes: u64,
+    /// Bytes that the store may occupy (`--quota-backend-bytes`); 0 for as many as the disk has room for.
+    pub quota_bytes: u64,
+    /// The revision of applies that take longer is logged (`--warning-apply-duration`).
+    pub warn_apply: Duration,
+}
+
+impl NodeConfig {
+    /// The defaults around a replica. Ids, member and data directory are the server's to fill in.
+    pub fn new(replica: replica::Config) -> Self {
+        NodeConfig {
+            replica,
+            cluster_id: 0,
+            member: Member::default(),
+            limits: Limits::default(),
+            tick: Duration::from_millis(100),
+            election_timeout: Duration::from_secs(1),
+            flush_log_bytes: 32 << 20,
+            flush_interval: Duration::from_secs(600),
+            flush_writes_all: false,
+            catchup_entries: 5000,
+            data_dir: PathBuf::new(),
+            disk_reserve_bytes: 256 << 20,
+            quota_bytes: 0,
+            warn_apply: Duration::from_millis(100),
+        }
+    }
+}
+
+/// What to do when the node cannot go on. It must not return to a world in which the node is thought to work: end the
+/// process, or, in tests, note it.
+pub type FailureHandler = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What all threads of a node share.
+pub(crate) struct Shared<E: Engine> {
+    pub(crate) config: NodeConfig,
+    pub(crate) reader: Reader<E>,
+    pub(crate) hub: Arc<Hub<E>>,
+    pub(crate) pending: Arc<Pending>,
+    pub(crate) inputs: Inbox<Input>,
+    pub(crate) lessor: Mutex<Lessor>,
+    pub(crate) standing: Mutex<Standing>,
+    pub(crate) reads_locally: AtomicBool,
+    pub(crate) leader: AtomicU64,
+    pub(crate) term: AtomicU64,
+    pub(crate) committed: AtomicU64,
+    pub(crate) disk_full: AtomicBool,
+    pub(crate) db_bytes: AtomicU64,
+    pub(crate) db_live_bytes: AtomicU64,
+    pub(crate) db_quota_bytes: AtomicU64,
+    pub(crate) log_bytes: AtomicU64,
+    pub(crate) applied: watch::Sender<RaftIndex>,
+    pub(crate) compacted: watch::Sender<i64>,
+    pub(crate) metrics: Arc<Metrics>,
+    started: Instant,
+    stopping: AtomicBool,
+    failed: AtomicBool,
+    on_failure: FailureHandler,
+}
+
+impl<E: Engine> Shared<E> {
+    /// Milliseconds of a clock that never goes back.
+    pub(crate) fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn fail(&self, what: &str) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                cause = what,
+                "the node cannot go on and stops; nothing unwritten was acknowledged"
+            );
+            (self.on_failure)(what);
+        }
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+/// A running member.
+pub struct Node<E: Engine, L: RaftLog> {
+    shared: Arc<Shared<E>>,
+    log: Arc<L>,
+    log_jobs: Arc<Inbox<LogJob>>,
+    apply_jobs: Arc<Inbox<Vec<Committed>>>,
+    threads: Vec<(&'static str, JoinHandle<()>)>,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The engine's data cannot be read.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The log and the state do not fit, or the log cannot be read.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+enum LogJob {
+    Append {
+        number: u64,
+        entries: Vec<Entry>,
+        hard_state: Option<HardState>,
+        sync: bool,
+    },
+    Trim(RaftIndex),
+}
+
+impl<E: Engine, L: RaftLog> Node<E, L> {
+    /// Takes up the member's state and starts its threads. Serving may begin once [`Node::wait_ready`] returns.
+    pub fn start(
+        config: NodeConfig,
+        engine: Arc<E>,
+        log: Arc<L>,
+        options: &mvcc::Options,
+        metrics: Arc<Metrics>,
+        on_failure: FailureHandler,
+    ) -> Result<Self, StartError> {
+        let machine = Machine::open(engine, options)?;
+        let (applied, _) = machine.applied();
+        let logger = crate::raft_log_bridge::logger();
+        let conf_state = machine.conf_state().clone();
+        let replica = Replica::open(config.replica.clone(), log.clone(), applied, &conf_state, &logger)?;
+        let mut lessor = Lessor::default();
+        for change in machine.leases() {
+            lessor.apply(change, 0);
+        }
+        // As etcd does it: the member, the time, a counter; so that an id is not met twice, whatever is replayed.
+        let unix_ms = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_millis() as u64);
+        let first_id = config.replica.id << 48 | (unix_ms & 0xff_ffff_ffff) << 8;
+        let pending = Pending::new(
+            first_id,
+            config.limits.pending_proposals_max,
+            config.limits.pending_bytes_max,
+        );
+        let shared = Arc::new(Shared {
+            reader: machine.reader(),
+            hub: machine.hub().clone(),
+            pending: Arc::new(pending),
+            inputs: Inbox::new(),
+            lessor: Mutex::new(lessor),
+            standing: Mutex::new(replica.standing()),
+            reads_locally: AtomicBool::new(false),
+            leader: AtomicU64::new(0),
+            term: AtomicU64::new(replica.standing().term),
+            committed: AtomicU64::new(replica.committed()),
+            disk_full: AtomicBool::new(false),
+            db_bytes: AtomicU64::new(0),
+            db_live_bytes: AtomicU64::new(0),
+            db_quota_bytes: AtomicU64::new(0),
+            log_bytes: AtomicU64::new(0),
+            applied: watch::Sender::new(applied),
+            compacted: watch::Sender::new(machine.reader().compacted_physically()),
+            metrics,
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            on_failure,
+            config,
+        });
+        let mut node = Node {
+            shared: shared.clone(),
+            log: log.clone(),
+            log_jobs: Arc::new(Inbox::new()),
+            apply_jobs: Arc::new(Inbox::new()),
+            threads: Vec::new(),
+        };
+        upkeep_measure(&shared, &*log);
+        let (log_jobs, apply_jobs) = (node.log_jobs.clone(), node.apply_jobs.clone());
+        node.spawn("log", {
+            let (shared, log_jobs, log) = (shared.clone(), log_jobs.clone(), log.clone());
+            move || write_log(&shared, &log_jobs, &*log)
+        })?;
+        node.spawn("apply", {
+            let (shared, apply_jobs) = (shared.clone(), apply_jobs.clone());
+            move || apply(&shared, &apply_jobs, machine)
+        })?;
+        node.spawn("replica", {
+            let (shared, log_jobs) = (shared.clone(), log_jobs.clone());
+            move || run_replica(&shared, replica, &log_jobs, &apply_jobs)
+        })?;
+        node.spawn("clock", {
+            let shared = shared.clone();
+            move || run_clock(&shared)
+        })?;
+        node.spawn("upkeep", {
+            let shared = shared.clone();
+            move || run_upkeep(&shared, &*log, &log_jobs)
+        })?;
+        if shared.config.replica.first_voters == [shared.config.replica.id] {
+            shared.inputs.push(Input::Campaign);
+        }
+        Ok(node)
+    }
+
+    fn spawn(&mut self, name: &'static str, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let shared = self.shared.clone();
+        let run = move || {
+            // A thread that panics has met a broken invariant: the node stops, as on any other failure.
+            if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text
+                    .or_else(|| panic.downcast_ref::<&str>().copied())
+                    .unwrap_or("a panic");
+                shared.fail(&format!("the {name} thread met a broken invariant: {text}"));
+            }
+        };
+        let handle = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+        self.threads.push((name, handle));
+        Ok(())
+    }
+
+    /// The store that this node serves.
+    pub fn store(&self) -> crate::NodeStore<E> {
+        crate::NodeStore::new(self.shared.clone())
+    }
+
+    /// Waits until this member can answer linearizable reads; `false` if it takes longer than `timeout` or fails.
+    pub fn wait_ready(&self, timeout: Duration) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < timeout && !self.shared.failed.load(Ordering::Acquire) {
+            if self.shared.reads_locally.load(Ordering::Acquire) {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        false
+    }
+
+    /// Stops cleanly: refuses new proposals, waits (at most `timeout`) for those that are under way, flushes the engine
+    /// so that the next start replays nothing, ends all threads.
+    pub fn stop(mut self, timeout: Duration) {
+        self.shared.pending.stop();
+        let begun = Instant::now();
+        while self.shared.pending.len().0 > 0
+            && begun.elapsed() < timeout
+            && !self.shared.failed.load(Ordering::Acquire)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.end_threads();
+        if !self.shared.failed.load(Ordering::Acquire) {
+            let engine = self.shared.reader.engine();
+            let flushed = engine.flush().and_then(|()| Machine::durable_index(&**engine));
+            match flushed {
+                Ok(durable) => {
+                    if let Err(error) = self.log.trim(trim_to(&self.shared, durable)) {
+                        tracing::warn!(%error, "the log was not trimmed; the next start does it");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the engine was not flushed; the next start replays the log"),
+            }
+        }
+    }
+
+    fn end_threads(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.pending.stop();
+        self.shared.inputs.close();
+        self.log_jobs.close();
+        self.apply_jobs.close();
+        for (name, thread) in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(name, "a thread ended by a panic");
+            }
+        }
+    }
+}
+
+impl<E: Engine, L: RaftLog> Drop for Node<E, L> {
+    fn drop(&mut self) {
+        self.end_threads();
+    }
+}
+
+fn run_replica<E: Engine, L: RaftLog>(
+    shared: &Shared<E>,
+    mut replica: Replica<L>,
+    log_jobs: &Inbox<LogJob>,
+    apply_jobs: &Inbox<Vec<Committed>>,
+) {
+    let (mut inputs, mut effects) = (Vec::new(), Vec::new());
+    while shared.inputs.wait(&mut inputs) {
+        if let Err(error) = replica.step(inputs.drain(..), &mut effects) {
+            return shared.fail(&error.to_string());
+        }
+        shared.committed.store(replica.committed(), Ordering::Relaxed);
+        shared
+            .metrics
+            .proposals_waiting
+            .store(replica.waiting().0 as u64, Ordering::Relaxed);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Append {
+                    number,
+                    entries,
+                    hard_state,
+                    sync,
+                } => {
+                    log_jobs.push(LogJob::Append {
+                        number,
+                        entries,
+                        hard_state,
+                        sync,
+                    });
+                }
+                Effect::Apply(committed) => apply_jobs.push(committed),
+                Effect::Send(messages) => {
+                    // A single voter has nobody to write to; raft-rs addresses nobody else.
+                    assert!(messages.is_empty(), "messages to members that do not exist");
+                }
+                Effect::ReadReady { id, index } => shared.pending.answer_read(id, Ok(index)),
+                Effect::Reject { id, error } => {
+                    shared.metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
+                    shared.pending.refuse(id, error);
+                }
+                Effect::Standing(standing) => take_standing(shared, standing),
+            }
+        }
+    }
+}
+
+fn take_standing<E: Engine>(shared: &Shared<E>, standing: Standing) {
+    let before = std::mem::replace(&mut *shared.standing.lock(), standing);
+    shared.term.store(standing.term, Ordering::Release);
+    shared.leader.store(standing.leader, Ordering::Release);
+    if standing.leader != before.leader && standing.leader != 0 {
+        shared.metrics.leader_changes.fetch_add(1, Ordering::Relaxed);
+        tracing::info!(
+            leader = format!("{:x}", standing.leader),
+            term = standing.term,
+            "the cluster has a leader"
+        );
+    }
+    let mut lessor = shared.lessor.lock();
+    match (before.role == Role::Leader, standing.role == Role::Leader) {
+        (false, true) => {
+            let extension_ms = u64::try_from(shared.config.election_timeout.as_millis()).unwrap_or(u64::MAX);
+            lessor.lead(shared.now_ms(), extension_ms);
+        }
+        (true, false) => lessor.follow(),
+        _ => {}
+    }
+    drop(lessor);
+    shared.reads_locally.store(standing.reads_locally, Ordering::Release);
+}
+
+fn write_log<E: Engine, L: RaftLog>(shared: &Shared<E>, jobs: &Inbox<LogJob>, log: &L) {
+    let mut waiting = Vec::new();
+    while jobs.wait(&mut waiting) {
+        let mut jobs = waiting.drain(..).peekable();
+        while let Some(job) = jobs.next() {
+            match job {
+                LogJob::Append {
+                    mut number,
+                    mut entries,
+                    mut hard_state,
+                    mut sync,
+                } => {
+                    // One write and one fdatasync for all that wait, unless an entry replaces one of the same write.
+                    while let Some(LogJob::Append { .. }) = jobs.peek().filter(|job| match (job, entries.last()) {
+                        (LogJob::Append { entries: next, .. }, Some(last)) => {
+                            next.first().is_none_or(|next| next.index == last.index + 1)
+                        }
+                        _ => true,
+                    }) && let Some(LogJob::Append {
+                        number: n,
+                        entries: e,
+                        hard_state: h,
+                        sync: s,
+                    }) = jobs.next()
+                    {
+                        number = n;
+                        entries.extend(e);
+                        hard_state = h.or(hard_state);
+                        sync |= s;
+                    }
+                    match log.append(&entries, hard_state.as_ref(), sync) {
+                        Ok(stats) => shared.metrics.appended(entries.len(), stats),
+                        Err(error) => return shared.fail(&error.to_string()),
+                    }
+                    shared.inputs.push(Input::Persisted(number));
+                }
+                LogJob::Trim(index) => {
+                    if let Err(error) = log.trim(index) {
+                        return shared.fail(&error.to_string());
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<Vec<Committed>>, mut machine: Machine<E>) {
+    let mut waiting: Vec<Vec<Committed>> = Vec::new();
+    let mut entries: Vec<Committed> = Vec::new();
+    let mut compaction_due = true;
+    loop {
+        // While there is compaction to do, look for work but do not wait for it.
+        let open = if compaction_due {
+            jobs.take(&mut waiting)
+        } else {
+            jobs.wait(&mut waiting)
+        };
+        if !open {
+            return;
+        }
+        entries.extend(waiting.drain(..).flatten());
+        let mut rest = &entries[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(fitting(rest));
+            match apply_some(shared, &mut machine, now) {
+                Ok(due) => compaction_due |= due,
+                Err(error) => return shared.fail(&error.to_string()),
+            }
+            rest = later;
+        }
+        entries.clear();
+        if compaction_due {
+            match machine.compact_step(COMPACT_STEP_KEYS) {
+                Ok(CompactionProgress::Going { .. }) => {}
+                Ok(CompactionProgress::Idle) => compaction_due = false,
+                Ok(CompactionProgress::Done { revision }) => {
+                    compaction_due = false;
+                    tracing::info!(compact_revision = revision, "finished scheduled compaction");
+                    shared.compacted.send_replace(revision);
+                }
+                Err(error) => return shared.fail(&error.to_string()),
+            }
+        }
+        if let Some(error) = shared.hub.failure() {
+            return shared.fail(&error.to_string());
+        }
+    }
+}
+
+/// How many of these entries go into one engine write.
+fn fitting(entries: &[Committed]) -> usize {
+    let mut bytes = 0;
+    let fits = entries.iter().take_while(|entry| {
+        if let Command::Operations(data) = &entry.command {
+            bytes += data.len();
+        }
+        bytes <= APPLY_BYTES_MAX
+    });
+    fits.count().max(1)
+}
+
+fn apply_some<E: Engine>(
+    shared: &Shared<E>,
+    machine: &mut Machine<E>,
+    entries: &[Committed],
+) -> Result<bool, mvcc::machine::ApplyError> {
+    let begun = Instant::now();
+    let applied = machine.apply(entries)?;
+    let took = begun.elapsed();
+    shared.metrics.applied(entries.len(), &applied, took);
+    if took > shared.config.warn_apply {
+        tracing::warn!(
+            took_ms = took.as_millis() as u64,
+            entries = entries.len(),
+            operations = applied.counts.operations,
+            expected_ms = shared.config.warn_apply.as_millis() as u64,
+            "apply request took too long"
+        );
+    }
+    if !applied.lease_changes.is_empty() {
+        let now_ms = shared.now_ms();
+        let mut lessor = shared.lessor.lock();
+        for change in &applied.lease_changes {
+            lessor.apply(*change, now_ms);
+            if let LeaseChange::Revoked { .. } = change {
+                shared.metrics.leases_revoked.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    let index = entries.last().map_or(0, |entry| entry.index);
+    shared.pending.answer_all(applied.replies);
+    shared.applied.send_replace(index);
+    if shared.reads_locally.load(Ordering::Acquire) {
+        shared.inputs.push_quietly(Input::Applied(index));
+    } else {
+        // Its term may just have begun here, which makes reads possible.
+        shared.inputs.push(Input::Applied(index));
+    }
+    Ok(applied.compaction_due)
+}
+
+fn run_clock<E: Engine>(shared: &Shared<E>) {
+    let mut next_tick = Instant::now() + shared.config.tick;
+    let mut next_leases = Instant::now() + LEASE_INTERVAL;
+    while !shared.stopping() {
+        let next = next_tick.min(next_leases);
+        std::thread::sleep(
+            next.saturating_duration_since(Instant::now())
+                .min(Duration::from_millis(50)),
+        );
+        let now = Instant::now();
+        if now >= next_tick {
+            shared.inputs.push(Input::Tick);
+            // After a pause, time that was missed is not made up for in a burst.
+            next_tick = (next_tick + shared.config.tick).max(now);
+        }
+        if now >= next_leases {
+            revoke_expired(shared);
+            next_leases = (next_leases + LEASE_INTERVAL).max(now);
+        }
+    }
+}
+
+fn revoke_expired<E: Engine>(shared: &Shared<E>) {
+    let expired = shared.lessor.lock().expired(shared.now_ms(), LEASE_REVOKES_MAX);
+    for id in expired {
+        shared.metrics.leases_expired.fetch_add(1, Ordering::Relaxed);
+        let request_id = shared.pending.next_id();
+        let operation = Operation::new(request_id, Action::LeaseRevoke(LeaseRevokeRequest { id }));
+        // Nobody waits for it. Should it get lost, the lessor asks again.
+        let operation: Bytes = encode_operation(&operation);
+        shared.inputs.push(Input::Propose(Proposal {
+            id: request_id,
+            operation,
+        }));
+    }
+}
+
+/// Up to where the log may be trimmed, given what the engine has made durable.
+fn trim_to<E: Engine>(shared: &Shared<E>, durable: RaftIndex) -> RaftIndex {
+    // Nobody but followers needs entries that are durable in the engine.
+    let keep = if shared.reads_locally.load(Ordering::Acquire) {
+        0
+    } else {
+        shared.config.catchup_entries
+    };
+    (durable + 1).saturating_sub(keep)
+}
+
+fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
+    let engine = shared.reader.engine();
+    // What is not written out yet counts as well: it will be.
+    let live = engine.live_bytes().max(shared.reader.key_bytes());
+    shared.db_live_bytes.store(live, Ordering::Relaxed);
+    // Never 0, which etcdctl divides by.
+    shared.db_bytes.store(engine.disk_bytes().max(live).max(1), Ordering::Relaxed);
+    shared.log_bytes.store(log.disk_bytes(), Ordering::Relaxed);
+    let config = &shared.config;
+    let free = match storage::disk::free_bytes(&config.data_dir) {
+        Ok(free) => free,
+        Err(error) => {
+            tracing::warn!(%error, "the disk's free space is unknown");
+            return;
+        }
+    };
+    let reserve = config.disk_reserve_bytes;
+    // Without a quota of its own the store may grow until the disk's reserve is reached.
+    let room = shared.db_bytes.load(Ordering::Relaxed) + free.saturating_sub(reserve);
+    let quota = if config.quota_bytes > 0 { config.quota_bytes } else { room };
+    shared.db_quota_bytes.store(quota, Ordering::Relaxed);
+    if free < reserve && !shared.disk_full.swap(true, Ordering::AcqRel) {
+        tracing::warn!(
+            free_bytes = free,
+            reserve_bytes = reserve,
+            "the disk is nearly full: writes are refused"
+        );
+    } else if free >= reserve + reserve / RESERVE_HYSTERESIS && shared.disk_full.swap(false, Ordering::AcqRel) {
+        tracing::info!(
+            free_bytes = free,
+            reserve_bytes = reserve,
+            "the disk has space again: writes are taken"
+        );
+    }
+}
+
+fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inbox<LogJob>) {
+    let engine = shared.reader.engine();
+    let mut written_at_flush = shared.metrics.log_bytes_written();
+    let mut flushed = Instant::now();
+    while !shared.stopping() {
+        std::thread::sleep(UPKEEP_INTERVAL);
+        upkeep_measure(shared, log);
+        let durable = match Machine::durable_index(&**engine) {
+            Ok(durable) => durable,
+            Err(error) => return shared.fail(&error.to_string()),
+        };
+        let to = trim_to(shared, durable);
+        if to > log.first_index() {
+            log_jobs.push(LogJob::Trim(to));
+        }
+        let unflushed = *shared.applied.borrow() > durable;
+        let written = shared.metrics.log_bytes_written() - written_at_flush;
+        let mut enough = shared.config.flush_log_bytes;
+        if shared.config.flush_writes_all {
+            enough = enough.max(shared.db_live_bytes.load(Ordering::Relaxed) / 2);
+        }
+        if unflushed && (written >= enough || flushed.elapsed() >= shared.config.flush_interval) {
+            written_at_flush = shared.metrics.log_bytes_written();
+            let begun = Instant::now();
+            if let Err(error) = engine.flush() {
+                return shared.fail(&error.to_string());
+            }
+            flushed = Instant::now();
+            tracing::debug!(took_ms = begun.elapsed().as_millis() as u64, "flushed the engine");
+        }
+    }
+}
+
+impl<E: Engine> Shared<E> {
+    /// This member's id.
+    pub(crate) fn member_id(&self) -> MemberId {
+        self.config.replica.id
+    }
+}
