@@ -1,0 +1,456 @@
+//! A member that is alone, driven by hand: what it writes, when it applies, how proposals share entries.
+
+use std::sync::Arc;
+
+use api::codec::{Action, Operation, decode_entry, encode_operation};
+use api::kv::PutRequest;
+use api::{Error, RequestId};
+use mvcc::Committed;
+use mvcc::machine::Command;
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use raft::eraftpb::{Entry, HardState};
+use metastore_replica::{Config, Effect, Input, Proposal, Replica, ReplicaError, Role};
+use storage::{AppendStats, LogError, RaftLog};
+
+/// A log in memory whose writes are durable when the test says so: a crash loses the rest.
+#[derive(Default)]
+struct TestLog(Mutex<LogState>);
+
+#[derive(Default, Clone)]
+struct LogState {
+    trimmed: u64,
+    trimmed_term: u64,
+    entries: Vec<Entry>,
+    hard_state: HardState,
+}
+
+impl RaftLog for TestLog {
+    fn append(&self, entries: &[Entry], hard_state: Option<&HardState>, _: bool) -> Result<AppendStats, LogError> {
+        let mut state = self.0.lock();
+        if let Some(first) = entries.first() {
+            let keep = (first.index - 1 - state.trimmed) as usize;
+            state.entries.truncate(keep);
+            state.entries.extend_from_slice(entries);
+        }
+        if let Some(hard_state) = hard_state {
+            state.hard_state = hard_state.clone();
+        }
+        Ok(AppendStats::default())
+    }
+
+    fn hard_state(&self) -> Result<HardState, LogError> {
+        Ok(self.0.lock().hard_state.clone())
+    }
+
+    fn entries(&self, low: u64, high: u64, _: u64) -> Result<Vec<Entry>, LogError> {
+        let state = self.0.lock();
+        Ok(state.entries[(low - 1 - state.trimmed) as usize..(high - 1 - state.trimmed) as usize].to_vec())
+    }
+
+    fn term(&self, index: u64) -> Result<u64, LogError> {
+        let state = self.0.lock();
+        if index == state.trimmed {
+            return Ok(state.trimmed_term);
+        }
+        let last = state.trimmed + state.entries.len() as u64;
+        let at = index
+            .checked_sub(state.trimmed + 1)
+            .and_then(|at| state.entries.get(at as usize));
+        at.map(|entry| entry.term)
+            .ok_or(LogError::Missing { last, asked: index })
+    }
+
+    fn first_index(&self) -> u64 {
+        self.0.lock().trimmed + 1
+    }
+
+    fn last_index(&self) -> u64 {
+        let state = self.0.lock();
+        state.trimmed + state.entries.len() as u64
+    }
+
+    fn trim(&self, index: u64) -> Result<(), LogError> {
+        let term = self.term(index - 1)?;
+        let mut state = self.0.lock();
+        let count = (index - 1 - state.trimmed) as usize;
+        state.entries.drain(..count);
+        (state.trimmed, state.trimmed_term) = (index - 1, term);
+        Ok(())
+    }
+
+    fn reset(&self, _: u64, _: u64, _: &HardState) -> Result<(), LogError> {
+        unreachable!("no snapshots here")
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
+}
+
+type Append = (u64, Vec<Entry>, Option<HardState>, bool);
+
+/// A replica and everything that came out of it and was not dealt with yet.
+struct Bench {
+    replica: Replica<TestLog>,
+    log: Arc<TestLog>,
+    appends: std::collections::VecDeque<Append>,
+    committed: Vec<Committed>,
+    reads: Vec<(RequestId, u64)>,
+    rejected: Vec<(RequestId, Error)>,
+}
+
+fn open(config: Config, log: &Arc<TestLog>, applied: u64) -> Result<Replica<TestLog>, ReplicaError> {
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    Replica::open(config, log.clone(), applied, &[], &logger)
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        Bench::at(config, Arc::default(), 0)
+    }
+
+    fn at(config: Config, log: Arc<TestLog>, applied: u64) -> Self {
+        let replica = open(config, &log, applied).unwrap();
+        Bench {
+            replica,
+            log,
+            appends: Default::default(),
+            committed: Vec::new(),
+            reads: Vec::new(),
+            rejected: Vec::new(),
+        }
+    }
+
+    /// A leader whose first entry is applied.
+    fn leader(config: Config) -> Self {
+        let mut bench = Bench::new(config);
+        bench.step([Input::Campaign]);
+        bench.settle();
+        bench.committed.clear();
+        assert!(bench.replica.standing().reads_locally);
+        bench
+    }
+
+    fn step(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        let mut effects = Vec::new();
+        self.replica.step(inputs, &mut effects).unwrap();
+        for effect in effects {
+            match effect {
+                Effect::Append {
+                    number,
+                    entries,
+                    hard_state,
+                    sync,
+                } => {
+                    self.appends.push_back((number, entries, hard_state, sync));
+                }
+                Effect::Apply(committed) => self.committed.extend(committed),
+                Effect::ReadReady { id, index } => self.reads.push((id, index)),
+                Effect::Reject { id, error } => self.rejected.push((id, error)),
+                Effect::Send(messages) => assert!(messages.is_empty()),
+                Effect::Standing(_) => {}
+            }
+        }
+    }
+
+    /// Finishes the oldest log write.
+    fn persist(&mut self) {
+        let (number, entries, hard_state, sync) = self.appends.pop_front().unwrap();
+        self.log.append(&entries, hard_state.as_ref(), sync).unwrap();
+        self.step([Input::Persisted(number)]);
+    }
+
+    /// Reports everything committed as applied.
+    fn apply(&mut self) {
+        if let Some(index) = self.committed.last().map(|entry| entry.index) {
+            self.step([Input::Applied(index)]);
+        }
+    }
+
+    fn settle(&mut self) {
+        while !self.appends.is_empty() {
+            self.persist();
+        }
+        self.apply();
+    }
+
+    /// The ids of the operations in each committed entry.
+    fn committed_ids(&self) -> Vec<Vec<RequestId>> {
+        self.committed.iter().map(ids).collect()
+    }
+}
+
+fn ids(entry: &Committed) -> Vec<RequestId> {
+    match &entry.command {
+        Command::Operations(data) => decode_entry(data).unwrap().iter().map(Operation::id).collect(),
+        Command::ConfState(_) => panic!("no configuration changes here"),
+    }
+}
+
+fn propose(id: RequestId, value_len: usize) -> Input {
+    let put = PutRequest {
+        key: "k".into(),
+        value: vec![b'v'; value_len].into(),
+        ..Default::default()
+    };
+    let operation = encode_operation(&Operation::new(id, Action::Put(put)));
+    Input::Propose(Proposal { id, operation })
+}
+
+fn config() -> Config {
+    Config::new(7)
+}
+
+#[test]
+fn what_waits_goes_into_one_entry() {
+    let mut bench = Bench::leader(config());
+    bench.step((1..=5).map(|id| propose(id, 10)));
+    assert_eq!(bench.appends.len(), 1);
+    assert!(bench.appends[0].3, "entries are synced");
+    bench.settle();
+    assert_eq!(bench.committed_ids(), [[1, 2, 3, 4, 5]]);
+}
+
+#[test]
+fn batches_are_bounded_by_count_and_bytes_and_1_turns_them_off() {
+    let count = Config {
+        batch_ops_max: 2,
+        appends_inflight_max: 9,
+        ..config()
+    };
+    let mut bench = Bench::leader(count);
+    bench.step((1..=5).map(|id| propose(id, 10)));
+    bench.settle();
+    assert_eq!(bench.committed_ids(), [vec![1, 2], vec![3, 4], vec![5]]);
+
+    let bytes = Config {
+        batch_bytes_max: 250,
+        appends_inflight_max: 9,
+        ..config()
+    };
+    let mut bench = Bench::leader(bytes);
+    bench.step([propose(1, 100), propose(2, 100), propose(3, 1000), propose(4, 10)]);
+    bench.settle();
+    assert_eq!(
+        bench.committed_ids(),
+        [vec![1, 2], vec![3], vec![4]],
+        "an operation over the limit goes alone"
+    );
+
+    let off = Config {
+        batch_ops_max: 1,
+        appends_inflight_max: 9,
+        ..config()
+    };
+    let mut bench = Bench::leader(off);
+    bench.step((1..=3).map(|id| propose(id, 10)));
+    bench.settle();
+    assert_eq!(bench.committed_ids(), [[1], [2], [3]]);
+}
+
+#[test]
+fn proposals_gather_while_writes_are_under_way() {
+    let mut bench = Bench::leader(Config {
+        appends_inflight_max: 1,
+        ..config()
+    });
+    bench.step([propose(1, 10)]);
+    for id in 2..=4 {
+        bench.step([propose(id, 10)]);
+    }
+    assert_eq!(bench.appends.len(), 1);
+    assert_eq!(bench.replica.waiting().0, 3);
+    bench.persist();
+    assert_eq!(bench.appends.len(), 1, "the end of one write begins the next");
+    bench.settle();
+    assert_eq!(bench.committed_ids(), [vec![1], vec![2, 3, 4]]);
+    assert_eq!(bench.replica.waiting(), (0, 0));
+}
+
+/// Design invariant 1: nothing is applied, and so nothing acknowledged, before it is on disk.
+#[test]
+fn nothing_is_applied_before_it_is_on_disk() {
+    let mut bench = Bench::leader(Config {
+        appends_inflight_max: 3,
+        ..config()
+    });
+    for id in 1..=3 {
+        bench.step([propose(id, 10)]);
+    }
+    assert_eq!(bench.appends.len(), 3);
+    assert!(bench.committed.is_empty());
+    bench.persist();
+    assert_eq!(bench.committed_ids(), [[1]]);
+    // One report for two writes: all before the number are on disk too.
+    let (_, entries, hard_state, _) = bench.appends.pop_front().unwrap();
+    bench.log.append(&entries, hard_state.as_ref(), true).unwrap();
+    assert_eq!(bench.committed_ids(), [[1]]);
+    bench.persist();
+    assert_eq!(bench.committed_ids(), [[1], [2], [3]]);
+}
+
+#[test]
+fn a_new_commit_index_alone_is_not_written() {
+    let mut bench = Bench::leader(config());
+    bench.step([propose(1, 10)]);
+    bench.settle();
+    assert!(bench.appends.is_empty());
+    let before = bench.log.hard_state().unwrap().commit;
+    bench.step([propose(2, 10)]);
+    bench.persist();
+    assert!(
+        bench.log.hard_state().unwrap().commit > before,
+        "it goes with the next entries"
+    );
+}
+
+#[test]
+fn a_restart_applies_what_the_engine_had_lost() {
+    let mut bench = Bench::leader(config());
+    for id in 1..=4 {
+        bench.step([propose(id, 10)]);
+        bench.settle();
+    }
+    let log = bench.log.clone();
+    // The engine came back with entry 3 as its last: the first is the leader's own, so operations 3 and 4 are missing.
+    let mut bench = Bench::at(config(), log, 3);
+    bench.step([Input::Campaign]);
+    assert_eq!(bench.replica.standing().role, Role::Leader);
+    assert!(!bench.replica.standing().reads_locally, "its term has not begun");
+    bench.settle();
+    assert_eq!(bench.committed_ids(), [vec![3], vec![4], vec![]]);
+    assert!(bench.replica.standing().reads_locally);
+}
+
+#[test]
+fn a_log_and_a_state_that_do_not_fit_are_refused() {
+    let mut bench = Bench::leader(config());
+    for id in 1..=4 {
+        bench.step([propose(id, 10)]);
+        bench.settle();
+    }
+    let last = bench.log.last_index();
+    let error = open(config(), &bench.log, last + 1).err().unwrap();
+    assert!(matches!(error, ReplicaError::LogBehindState { .. }), "{error}");
+    bench.log.trim(4).unwrap();
+    assert!(open(config(), &bench.log, 3).is_ok());
+    let error = open(config(), &bench.log, 2).err().unwrap();
+    assert!(
+        matches!(error, ReplicaError::StateBehindLog { first: 4, applied: 2 }),
+        "{error}"
+    );
+}
+
+#[test]
+fn without_a_leader_proposals_and_reads_are_refused() {
+    let mut bench = Bench::new(config());
+    bench.step([propose(1, 10), Input::ReadIndex(2)]);
+    assert_eq!(bench.rejected, [(1, Error::NoLeader), (2, Error::NoLeader)]);
+}
+
+#[test]
+fn reads_wait_for_the_term_to_begin_and_share_a_round() {
+    let mut bench = Bench::new(config());
+    bench.step([Input::Campaign, Input::ReadIndex(1), Input::ReadIndex(2)]);
+    assert!(bench.reads.is_empty());
+    bench.settle();
+    // The round that was begun too early is repeated after a while.
+    for _ in 0..5 {
+        bench.step([Input::Tick]);
+    }
+    let index = bench.log.last_index();
+    assert_eq!(bench.reads, [(1, index), (2, index)]);
+    bench.step([Input::ReadIndex(3)]);
+    assert_eq!(bench.reads.last(), Some(&(3, index)));
+}
+
+#[derive(Debug, Clone)]
+enum Do {
+    Propose(u8),
+    Persist,
+    Apply,
+    Tick,
+    Read,
+    Crash,
+}
+
+fn anything() -> impl Strategy<Value = Do> {
+    prop_oneof![
+        4 => (1..6u8).prop_map(Do::Propose),
+        4 => Just(Do::Persist),
+        2 => Just(Do::Apply),
+        1 => Just(Do::Tick),
+        1 => Just(Do::Read),
+        1 => Just(Do::Crash),
+    ]
+}
+
+/// Runs a schedule and returns every operation that was applied, in order, after checking what was acknowledged.
+fn run(config: &Config, schedule: &[Do]) -> Vec<RequestId> {
+    let mut bench = Bench::new(config.clone());
+    bench.step([Input::Campaign]);
+    let mut next = 1;
+    // What the state machine holds; its engine is as durable as the log here.
+    let (mut state, mut state_index) = (Vec::new(), 0);
+    for step in schedule {
+        match step {
+            Do::Propose(count) => {
+                let proposals: Vec<_> = (next..next + u64::from(*count)).map(|id| propose(id, 10)).collect();
+                next += u64::from(*count);
+                bench.step(proposals);
+            }
+            Do::Persist if !bench.appends.is_empty() => bench.persist(),
+            Do::Persist => {}
+            Do::Apply => {
+                bench.apply();
+                for entry in bench.committed.drain(..) {
+                    assert_eq!(entry.index, state_index + 1, "no gaps");
+                    state_index = entry.index;
+                    state.extend(ids(&entry));
+                }
+            }
+            Do::Tick => bench.step([Input::Tick]),
+            Do::Read => {
+                bench.step([Input::ReadIndex(u64::MAX)]);
+                bench.reads.clear();
+            }
+            Do::Crash => {
+                // Appends that were not persisted are gone.
+                let log = bench.log.clone();
+                bench = Bench::at(config.clone(), log, state_index);
+                bench.step([Input::Campaign]);
+            }
+        }
+    }
+    bench.settle();
+    for entry in bench.committed.drain(..) {
+        assert_eq!(entry.index, state_index + 1, "no gaps");
+        state_index = entry.index;
+        state.extend(ids(&entry));
+    }
+    state
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Whatever the order of writes, applies and crashes: operations are applied in the order of their proposal, none
+    /// twice; and the same schedule gives the same run.
+    #[test]
+    fn every_operation_is_applied_once_and_in_order(
+        schedule in proptest::collection::vec(anything(), 0..80),
+        batch_ops_max in 1..5usize,
+        appends_inflight_max in 1..4usize,
+        tail_bytes_max in 0..500usize,
+    ) {
+        let config = Config { batch_ops_max, appends_inflight_max, tail_bytes_max, ..config() };
+        let applied = run(&config, &schedule);
+        prop_assert!(applied.is_sorted_by(|a, b| a < b), "{:?}", applied);
+        if !schedule.iter().any(|step| matches!(step, Do::Crash)) {
+            let proposed: u64 = schedule.iter().map(|step| if let Do::Propose(n) = step { u64::from(*n) } else { 0 }).sum();
+            prop_assert_eq!(applied.len() as u64, proposed, "without a crash nothing is lost");
+        }
+        prop_assert_eq!(run(&config, &schedule), applied);
+    }
+}
