@@ -69,9 +69,10 @@ impl<S: Store> kv_server::Kv for Kv<S> {
 /// A stream is read in key order and cannot skip: etcd refuses what would need more.
 fn check_streamable(request: &RangeRequest) -> Result<(), Status> {
     use api::kv::{SortOrder, SortTarget};
-    let by_key = request.sort_target == SortTarget::Key as i32;
     let unsorted = request.sort_order == SortOrder::None as i32;
-    if !unsorted && !(by_key && request.sort_order == SortOrder::Ascend as i32) {
+    let by_ascending_key =
+        request.sort_target == SortTarget::Key as i32 && request.sort_order == SortOrder::Ascend as i32;
+    if !(unsorted || by_ascending_key) {
         return Err(Status::unimplemented("RangeStream does not support custom sort orders"));
     }
     let filters = [

@@ -2,7 +2,6 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -192,17 +191,19 @@ impl<S: Store, R> Session<S, R> {
 
     fn send_events(&mut self, watch_id: i64, revision: Revision, events: &[Event]) {
         let reply = self.reply(watch_id, revision);
-        let parts = if self.fragmented.contains(&watch_id) {
-            fragments(&reply, events, self.store.limits().grpc_receive_bytes_max())
+        let ends = if self.fragmented.contains(&watch_id) {
+            fragment_ends(&reply, events, self.store.limits().grpc_receive_bytes_max())
         } else {
-            vec![0..events.len()]
+            vec![events.len()]
         };
-        for part in parts {
+        let mut start = 0;
+        for end in ends {
             self.replies.push_back(WatchResponse {
-                fragment: part.end < events.len(),
-                events: events[part].to_vec(),
+                fragment: end < events.len(),
+                events: events[start..end].to_vec(),
                 ..reply.clone()
             });
+            start = end;
         }
     }
 }
@@ -264,8 +265,8 @@ fn progress_timer(interval: Duration) -> Interval {
     timer
 }
 
-/// Which events go into which reply, so that each stays below `bytes_max` (unless one event alone does not).
-fn fragments(reply: &WatchResponse, events: &[Event], bytes_max: usize) -> Vec<Range<usize>> {
+/// Where to split events, so that each reply stays below `bytes_max` (unless one event alone does not).
+fn fragment_ends(reply: &WatchResponse, events: &[Event], bytes_max: usize) -> Vec<usize> {
     let event_len = |event: &Event| {
         let len = event.encoded_len();
         // The field's tag takes one byte, as all tags below 16 do.
@@ -273,27 +274,27 @@ fn fragments(reply: &WatchResponse, events: &[Event], bytes_max: usize) -> Vec<R
     };
     let whole = reply.encoded_len() + events.iter().map(event_len).sum::<usize>();
     if whole < bytes_max || events.len() < 2 {
-        return vec![0..events.len()];
+        return vec![events.len()];
     }
     let empty = WatchResponse {
         fragment: true,
         ..reply.clone()
     };
     let empty_len = empty.encoded_len();
-    let mut parts = Vec::new();
+    let mut ends = Vec::new();
     let mut start = 0;
     let mut len = empty_len;
     for (index, event) in events.iter().enumerate() {
         let event_len = event_len(event);
         if index > start && len + event_len >= bytes_max {
-            parts.push(start..index);
+            ends.push(index);
             start = index;
             len = empty_len;
         }
         len += event_len;
     }
-    parts.push(start..events.len());
-    parts
+    ends.push(events.len());
+    ends
 }
 
 #[cfg(test)]
@@ -327,23 +328,25 @@ mod tests {
             vec![0; 300],
         ] {
             let events = events(&sizes);
-            let parts = fragments(&reply, &events, 1000);
-            assert_eq!(parts.first().map(|part| part.start), Some(0));
-            assert_eq!(parts.last().map(|part| part.end), Some(events.len()));
-            for pair in parts.windows(2) {
-                assert_eq!(pair[0].end, pair[1].start);
-            }
-            for part in parts {
+            let ends = fragment_ends(&reply, &events, 1000);
+            assert_eq!(ends.last(), Some(&events.len()));
+            let mut start = 0;
+            for end in ends {
+                assert!(start < end, "{sizes:?}: an empty fragment at {start}");
                 let fragment = WatchResponse {
                     fragment: true,
-                    events: events[part.clone()].to_vec(),
+                    events: events[start..end].to_vec(),
                     ..reply.clone()
                 };
-                assert!(fragment.encoded_len() < 1000 || part.len() == 1, "{sizes:?} {part:?}");
+                assert!(
+                    fragment.encoded_len() < 1000 || end == start + 1,
+                    "{sizes:?}: {start}..{end}"
+                );
+                start = end;
             }
         }
-        assert_eq!(fragments(&reply, &events(&[5000]), 1000), [0..1]);
-        assert_eq!(fragments(&reply, &events(&[10, 10]), 1000), [0..2]);
+        assert_eq!(fragment_ends(&reply, &events(&[5000]), 1000), [1]);
+        assert_eq!(fragment_ends(&reply, &events(&[10, 10]), 1000), [2]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -19,7 +19,9 @@ use metastore_frontend::proto::etcdserverpb::{
 use metastore_frontend::proto::v3lockpb::{LockRequest, lock_client::LockClient};
 use metastore_frontend::{Method, Observer, Options};
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
@@ -273,16 +275,22 @@ async fn every_call_is_counted() {
     maintenance.status(StatusRequest {}).await.expect("answers");
     maintenance.defragment(DefragmentRequest {}).await.expect_err("missing");
     let mut watch = WatchClient::new(channel.clone());
-    let requests = tokio_stream::StreamExt::chain(tokio_stream::once(watch_all()), tokio_stream::pending());
-    let mut replies = watch.watch(requests).await.expect("opens").into_inner();
+    let (requests, receiver) = mpsc::channel(1);
+    requests.send(watch_all()).await.expect("open");
+    let replies = watch.watch(ReceiverStream::new(receiver)).await;
+    let mut replies = replies.expect("opens").into_inner();
     replies.message().await.expect("replies");
-    drop(replies);
+    drop((requests, replies));
     call_path(&channel, "/foo.Bar/Baz")
         .await
         .expect_err("unknown, and not counted");
-    while counts.handled.lock().expect("whole").len() < 5 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let all_ended = async {
+        while counts.handled.lock().expect("whole").len() < 5 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    // Should it run out, the comparison says which one is missing.
+    drop(timeout(Duration::from_secs(10), all_ended).await);
     let handled = [
         "Range OK",
         "Range InvalidArgument",

@@ -10,29 +10,29 @@ use api::{Error, LeaseId, Limits, Result, Revision, Span, Store};
 use bytes::Bytes;
 
 #[derive(Clone)]
-pub struct Fake {
+pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     limits: Arc<Limits>,
 }
 
-pub struct State {
-    pub status: Status,
-    pub compacted: Revision,
+pub(crate) struct State {
+    pub(crate) status: Status,
+    pub(crate) compacted: Revision,
     /// What the next reads and writes fail with.
-    pub failure: Option<Error>,
+    pub(crate) failure: Option<Error>,
     /// Writes a key after each page of a scan.
-    pub write_after_scan: bool,
+    pub(crate) write_after_scan: bool,
     /// The pages that were asked for.
-    pub scans: Vec<ScanRequest>,
+    pub(crate) scans: Vec<ScanRequest>,
     /// How many outputs watch streams have given away.
-    pub outputs: usize,
+    pub(crate) outputs: usize,
     revision: Revision,
     log: Vec<(Revision, Arc<[Event]>)>,
     watchers: Vec<Waker>,
 }
 
 impl Fake {
-    pub fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         let header = ResponseHeader {
             cluster_id: 11,
             member_id: 12,
@@ -64,20 +64,20 @@ impl Fake {
         }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no test panics while it holds this")
     }
 
     /// Puts keys at one revision.
-    pub fn put_all(&self, pairs: impl IntoIterator<Item = (String, Vec<u8>)>) -> Revision {
+    pub(crate) fn put_all(&self, pairs: impl IntoIterator<Item = (String, Vec<u8>)>) -> Revision {
         self.state().put_all(pairs)
     }
 
-    pub fn put_one(&self, key: &str, value: &str) -> Revision {
+    pub(crate) fn put_one(&self, key: &str, value: &str) -> Revision {
         self.put_all([(key.to_owned(), value.as_bytes().to_vec())])
     }
 
-    pub fn delete(&self, key: &str) -> Revision {
+    pub(crate) fn delete(&self, key: &str) -> Revision {
         let mut state = self.state();
         let mod_revision = state.revision + 1;
         let event = Event {
@@ -320,7 +320,7 @@ struct Watcher {
     busy: bool,
 }
 
-pub struct FakeWatch {
+pub(crate) struct FakeWatch {
     store: Fake,
     watchers: Vec<Watcher>,
     progress: Vec<i64>,

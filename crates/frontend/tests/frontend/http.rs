@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use api::store::Alarm;
 use api::{Error, Limits};
 use axum::body::Body;
@@ -131,8 +132,10 @@ async fn livez_and_readyz_run_their_checks() {
 #[tokio::test]
 async fn version_metrics_and_nothing_else() {
     let store = Fake::new(Limits::default());
-    let version = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
-    assert_eq!(get(&store, "/version").await, answer(200, version));
+    let version = format!(
+        r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{ETCD_CLUSTER_VERSION}","storage":"{ETCD_CLUSTER_VERSION}"}}"#
+    );
+    assert_eq!(get(&store, "/version").await, answer(200, &version));
     assert_eq!(get(&store, "/metrics").await, answer(200, "up 1\n"));
     assert_eq!(get(&store, "/").await, answer(404, "404 page not found\n"));
     let response = request(&store, Method::GET, "/version").await;

@@ -1,6 +1,7 @@
 //! KV, Lease, Cluster, Maintenance, Auth and health calls.
 
 use api::kv::*;
+use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use api::store::Alarm;
 use api::{Error, Limits};
 use bytes::Bytes;
@@ -360,7 +361,7 @@ async fn status_members_alarms_and_auth_are_told() {
         .into_inner();
     assert_eq!(
         (status.version.as_str(), status.storage_version.as_str()),
-        ("3.7.1", "3.7.0")
+        (ETCD_VERSION, ETCD_CLUSTER_VERSION)
     );
     assert_eq!(
         (status.db_size, status.db_size_in_use, status.db_size_quota),
