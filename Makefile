@@ -4,17 +4,17 @@
 # make bench  the benchmarks
 # Flags for the node: make run ARGS="--storage memory"
 
-.PHONY: run test check lint deny bench deps
+.PHONY: run test check lint deny bench deps test-deps
 
 run: deps
 	cargo run --locked --release -p metastore -- $(ARGS)
 
-test: deps
+test: test-deps
 	cargo test --locked --workspace
 
 check: lint deny test
 
-lint: deps
+lint: test-deps
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
@@ -22,8 +22,11 @@ lint: deps
 deny:
 	scripts/deny.sh
 
-bench: deps
+bench: test-deps
 	cargo bench --locked --workspace
 
 deps:
 	@scripts/deps.sh
+
+test-deps:
+	@scripts/deps.sh tests

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes sure that what the build needs besides Rust is there: a C++ compiler and libclang, for RocksDB. What is missing
-# is installed with apt where this user may do that; otherwise the command to run is printed and the exit code is 1.
+# Makes sure that what the build needs besides Rust is there: a C++ compiler and libclang, for RocksDB. With the argument
+# `tests` also protoc: the etcd client that the tests drive the node with generates its code with it. What is missing is
+# installed with apt where this user may do that; otherwise the command to run is printed and the exit code is 1.
 set -euo pipefail
 
 if ! command -v cargo >/dev/null; then
@@ -23,11 +24,14 @@ have_libclang() {
 missing=()
 command -v c++ >/dev/null && command -v cc >/dev/null || missing+=(g++)
 have_libclang || missing+=(libclang-dev)
+if [ "${1:-}" = tests ] && [ -z "${PROTOC:-}" ]; then
+    command -v protoc >/dev/null || missing+=(protobuf-compiler)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 install="apt-get install -y --no-install-recommends ${missing[*]}"
 if ! command -v apt-get >/dev/null; then
-    echo "The build needs a C++ compiler and libclang with its headers (on Debian: ${missing[*]})" >&2
+    echo "Something that the build needs is missing; on Debian it is called: ${missing[*]}" >&2
     exit 1
 fi
 if [ "$(id -u)" -eq 0 ]; then

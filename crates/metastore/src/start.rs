@@ -1,6 +1,5 @@
 //! From the configuration to a running server.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -31,23 +30,21 @@ pub fn start(config: &Config) -> Result<i32, Failure> {
 }
 
 /// Completes with the number of the signal that asks us to stop.
-fn stop_signal() -> impl Future<Output = i32> {
-    async {
-        let handlers = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-        let (Ok(mut terminate), Ok(mut interrupt)) = handlers else {
-            tracing::warn!("signal handlers cannot be installed; signals end the process at once");
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = terminate.recv() => SIGTERM,
-            _ = interrupt.recv() => SIGINT,
-        }
+async fn stop_signal() -> i32 {
+    let handlers = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = handlers else {
+        tracing::warn!("signal handlers cannot be installed; signals end the process at once");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => SIGTERM,
+        _ = interrupt.recv() => SIGINT,
     }
 }
 
 fn address(url: &Url) -> Address {
     match url.scheme() {
-        Scheme::Http | Scheme::Https => Address::Tcp(format!("{}:{}", url.host(), url.port())),
+        Scheme::Http | Scheme::Https => Address::Tcp(url.authority()),
         Scheme::Unix | Scheme::Unixs => Address::Unix(url.path().into()),
     }
 }

@@ -113,6 +113,15 @@ impl Url {
         self.port
     }
 
+    /// `host:port` as it is dialled and bound, an IPv6 address in its brackets; empty for a Unix socket.
+    pub fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false if self.path.is_empty() => format!("{}:{}", self.host, self.port),
+            false => String::new(),
+        }
+    }
+
     /// The file of a Unix socket, relative to the working directory unless it starts with a slash; empty for TCP.
     pub fn path(&self) -> &str {
         &self.path
@@ -160,6 +169,8 @@ mod tests {
         let url = Url::parse(" http://[::1]:2379 ").unwrap();
         assert_eq!((url.scheme(), url.host(), url.port()), (Scheme::Http, "::1", 2379));
         assert_eq!(url.as_str(), "http://[::1]:2379");
+        assert_eq!(url.authority(), "[::1]:2379");
+        assert_eq!(Url::parse("http://localhost:1").unwrap().authority(), "localhost:1");
         let unix = Url::parse("unix://localhost:20000").unwrap();
         assert_eq!((unix.scheme(), unix.path()), (Scheme::Unix, "localhost:20000"));
         assert_eq!(Url::parse("unixs:/run/metastore").unwrap().path(), "/run/metastore");

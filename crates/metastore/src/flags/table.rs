@@ -304,7 +304,7 @@ pub const FLAGS: &[Flag] = &[
         "Where to serve /metrics and /health besides the client URLs."),
     flag(Monitoring, "metrics", Choice(&["basic", "extensive"]), "basic", "", NoEffect("there is one level of detail"), "Detail of the metrics."),
     flag(Monitoring, "warning-apply-duration", Duration, "100ms", "", Works, "Applying for longer than this is logged."),
-    flag(Monitoring, "warning-unary-request-duration", Duration, "300ms", "", Works, "Answering for longer than this is logged."),
+    flag(Monitoring, "warning-unary-request-duration", Duration, "300ms", "", NoEffect("single slow requests are not logged yet"), "Answering for longer than this is logged."),
     flag(Monitoring, "enable-pprof", Bool, "false", "", NoEffect("pprof is a profile of Go programs"), "Serve profiles over HTTP."),
     flag(Monitoring, "enable-distributed-tracing", Bool, "false", "", TRACING, "Send traces to a collector."),
     flag(Monitoring, "distributed-tracing-address", Text, "localhost:4317", "", TRACING, "Address of the collector."),
