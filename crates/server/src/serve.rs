@@ -11,7 +11,7 @@ use api::limits::{ETCD_VERSION, METASTORE_VERSION};
 use frontend::{ConnectionSettings, Frontend, serve_connection};
 use mvcc::keys::FAMILIES;
 use storage::{
-    DataDir, DataDirError, EngineError, Identity, LogError, RaftEngineLog, RaftLogOptions, RocksEngine, RocksOptions,
+    AnyEngine, DataDir, DataDirError, EngineError, Identity, LogError, RaftEngineLog, RaftLogOptions, RocksOptions,
     StorageKind,
 };
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
@@ -165,8 +165,8 @@ pub fn run(
         cluster_id, member_id, ..
     } = identity;
     let engine = Arc::new(match &config.engine {
-        EngineConfig::Rocks(options) => RocksEngine::open(&data_dir.engine_dir(), FAMILIES, options)?,
-        EngineConfig::Memory => unreachable!(),
+        EngineConfig::Rocks(options) => AnyEngine::open_rocks(&data_dir.engine_dir(), FAMILIES, options)?,
+        EngineConfig::Memory => AnyEngine::open_memory(&data_dir.engine_dir(), FAMILIES)?,
     });
     let log = Arc::new(RaftEngineLog::open(data_dir.raft_dir(), &RaftLogOptions::default())?);
 

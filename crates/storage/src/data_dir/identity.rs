@@ -66,8 +66,12 @@ pub(super) fn encode(identity: &Identity) -> String {
     let text = format!(
         "{TITLE}\nformat: {FORMAT_VERSION}\nstorage: {storage}\ncluster-id: {cluster_id:016x}\nmember-id: {member_id:016x}\ncreated-by: {created_by}\n"
     );
-    let checksum = crc32fast::hash(text.as_bytes());
-    format!("{text}checksum: {checksum:08x}\n")
+    let checksum = checksum_line(&text);
+    text + &checksum
+}
+
+fn checksum_line(text: &str) -> String {
+    format!("checksum: {:08x}\n", crc32fast::hash(text.as_bytes()))
 }
 
 pub(super) fn read(dir: &Path, file: &Path) -> Result<Identity, DataDirError> {
@@ -96,9 +100,8 @@ pub(super) fn read(dir: &Path, file: &Path) -> Result<Identity, DataDirError> {
             known: FORMAT_VERSION,
         });
     }
-    let stored = u32::from_str_radix(field("checksum")?, 16).map_err(|_| damaged("its checksum is not a number"))?;
-    let summed = text.find("checksum: ").unwrap_or(text.len());
-    if crc32fast::hash(&bytes[..summed]) != stored {
+    let (summed, stored) = text.split_at(text.rfind("checksum: ").unwrap_or(text.len()));
+    if stored != checksum_line(summed) {
         return Err(damaged("its checksum does not match"));
     }
 

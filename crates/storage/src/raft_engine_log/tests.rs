@@ -96,7 +96,11 @@ fn a_last_record_cut_anywhere_is_dropped() {
             let log = open(dir.path(), 1 << 20).unwrap();
             check_entries(&log, 6);
             let torn = log.torn_tail().map(|torn| torn.offset);
-            assert_eq!(torn, (kept > offsets[2]).then_some(offsets[2]), "cut at {kept}");
+            // Zeros alone look like space that was set aside.
+            let begun = append_file(&mut cut)[offsets[2] as usize..]
+                .iter()
+                .any(|&byte| byte != 0);
+            assert_eq!(torn, begun.then_some(offsets[2]), "cut at {kept}");
             log.append(
                 &[entry(7, 1, 50), entry(8, 1, 50), entry(9, 1, 50)],
                 Some(&hard_state(3)),
