@@ -9,11 +9,12 @@
 use bytes::Bytes;
 
 /// The longest stream of type definitions that is read, in messages; Go writes one for this struct.
-const DEFINITIONS_MAX: usize = 4;
+const DEFINITIONS_MAX: usize = 1;
 
 /// Reads the key and the value. Both are slices of `data`.
 pub(super) fn decode_put(data: &Bytes) -> Result<(Bytes, Bytes), &'static str> {
     let mut stream = Reader { data, at: 0 };
+    let mut defined = false;
     for _ in 0..=DEFINITIONS_MAX {
         let length = stream.length()?;
         let end = stream
@@ -28,11 +29,12 @@ pub(super) fn decode_put(data: &Bytes) -> Result<(Bytes, Bytes), &'static str> {
         if type_id < 0 {
             check_definition(&data[stream.at..end])?;
             stream.at = end;
+            defined = true;
             continue;
         }
-        if type_id < 64 {
+        if !defined || type_id < 64 {
             // Ids below 64 are Go's predeclared types: a bare string, say, and no struct.
-            return Err("the value is not a struct");
+            return Err("the value is not a struct that was defined before it");
         }
         let put = stream.key_and_val(end)?;
         if end != data.len() {
@@ -43,14 +45,13 @@ pub(super) fn decode_put(data: &Bytes) -> Result<(Bytes, Bytes), &'static str> {
     Err("too many type definitions")
 }
 
-/// A definition must name the two fields, or this is some other struct whose strings only look like a put.
+/// How the definition of the struct ends: two fields, `Key` and `Val` in this order, both strings (type id 6).
+const FIELDS: &[u8] = b"\x00\x01\x02\x01\x03Key\x01\x0c\x00\x01\x03Val\x01\x0c\x00\x00\x00";
+
+/// The definition must be that of the one struct that was ever written. Go itself would match fields by name and skip
+/// what it does not know; here anything else means that we do not know what was meant.
 fn check_definition(definition: &[u8]) -> Result<(), &'static str> {
-    let names = |field: &[u8]| definition.windows(field.len()).any(|window| window == field);
-    if names(b"\x03Key") && names(b"\x03Val") {
-        Ok(())
-    } else {
-        Err("the type is not struct{ Key, Val string }")
-    }
+    if definition.ends_with(FIELDS) { Ok(()) } else { Err("the type is not struct{ Key, Val string }") }
 }
 
 struct Reader<'a> {
