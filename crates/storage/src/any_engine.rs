@@ -1,65 +1,69 @@
-//! Either engine behind one type, so that everything above is compiled once and the choice is a flag.
+//! [`AnyEngine`]: the engine that the configuration names, as one type, so that the code above is compiled once.
 
 use std::path::Path;
 
 use bytes::Bytes;
 
-use crate::engine::{
-    Batch, Cursor, Engine, EngineError, EngineStat, Family, FamilySpec, KeyRange, View, WriteStats,
-};
+use crate::engine::{Batch, Cursor, Engine, EngineError, EngineStat, Family, FamilySpec, KeyRange, View, WriteStats};
 use crate::memory::{MemoryBatch, MemoryCursor, MemoryEngine, MemoryView};
 use crate::rocks::{RocksBatch, RocksCursor, RocksEngine, RocksOptions, RocksView};
 
-/// RocksDB or memory.
+/// One of the engines of this crate.
 pub enum AnyEngine {
-    /// See [`RocksEngine`].
+    /// On disk.
     Rocks(RocksEngine),
-    /// See [`MemoryEngine`].
+    /// In memory.
     Memory(MemoryEngine),
 }
 
-/// A view of either engine.
-pub enum AnyView<'a> {
-    /// See [`RocksView`].
-    Rocks(RocksView<'a>),
-    /// See [`MemoryView`].
-    Memory(MemoryView<'a>),
-}
-
-/// A cursor over either engine.
-pub enum AnyCursor<'a> {
-    /// See [`RocksCursor`].
-    Rocks(RocksCursor<'a>),
-    /// See [`MemoryCursor`].
-    Memory(MemoryCursor<'a>),
-}
-
-/// A batch for either engine.
+/// A batch of [`AnyEngine`].
 pub enum AnyBatch {
-    /// See [`RocksBatch`].
+    /// For [`AnyEngine::Rocks`].
     Rocks(RocksBatch),
-    /// See [`MemoryBatch`].
+    /// For [`AnyEngine::Memory`].
     Memory(MemoryBatch),
 }
 
+/// A view of [`AnyEngine`].
+pub enum AnyView<'a> {
+    /// Of [`AnyEngine::Rocks`].
+    Rocks(RocksView<'a>),
+    /// Of [`AnyEngine::Memory`].
+    Memory(MemoryView<'a>),
+}
+
+/// A cursor of [`AnyView`].
+pub enum AnyCursor<'a> {
+    /// Of [`AnyView::Rocks`].
+    Rocks(RocksCursor<'a>),
+    /// Of [`AnyView::Memory`].
+    Memory(MemoryCursor<'a>),
+}
+
 impl AnyEngine {
-    /// See [`RocksEngine::open`].
-    pub fn open_rocks(dir: &Path, families: &[FamilySpec], options: &RocksOptions) -> Result<Self, EngineError> {
+    /// Opens RocksDB in `dir`.
+    ///
+    /// # Errors
+    /// As [`RocksEngine::open`].
+    pub fn open_rocks(dir: &Path, families: &[FamilySpec], options: &RocksOptions) -> Result<AnyEngine, EngineError> {
         RocksEngine::open(dir, families, options).map(AnyEngine::Rocks)
     }
 
-    /// See [`MemoryEngine::open`].
-    pub fn open_memory(dir: &Path, families: &[FamilySpec]) -> Result<Self, EngineError> {
+    /// Opens the engine in memory, whose snapshots lie in `dir`.
+    ///
+    /// # Errors
+    /// As [`MemoryEngine::open`].
+    pub fn open_memory(dir: &Path, families: &[FamilySpec]) -> Result<AnyEngine, EngineError> {
         MemoryEngine::open(dir, families).map(AnyEngine::Memory)
     }
 }
 
-/// Calls the same on whichever it is.
-macro_rules! either {
-    ($of:ident, $value:expr, $inner:ident => $call:expr) => {
+/// Calls the same method of whichever it is.
+macro_rules! dispatch {
+    ($kind:ident, $value:expr, $inner:ident => $call:expr) => {
         match $value {
-            $of::Rocks($inner) => $call,
-            $of::Memory($inner) => $call,
+            $kind::Rocks($inner) => $call,
+            $kind::Memory($inner) => $call,
         }
     };
 }
@@ -76,7 +80,7 @@ impl Engine for AnyEngine {
     }
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        either!(AnyEngine, self, engine => engine.get(family, key))
+        dispatch!(AnyEngine, self, engine => engine.get(family, key))
     }
 
     fn batch(&self) -> AnyBatch {
@@ -90,54 +94,54 @@ impl Engine for AnyEngine {
         match (self, batch) {
             (AnyEngine::Rocks(engine), AnyBatch::Rocks(batch)) => engine.write(batch),
             (AnyEngine::Memory(engine), AnyBatch::Memory(batch)) => engine.write(batch),
-            _ => panic!("a batch is written to the engine that made it"),
+            _ => panic!("a batch goes to the engine that made it"),
         }
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        either!(AnyEngine, self, engine => engine.flush())
+        dispatch!(AnyEngine, self, engine => engine.flush())
     }
 
     fn get_durable(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        either!(AnyEngine, self, engine => engine.get_durable(family, key))
+        dispatch!(AnyEngine, self, engine => engine.get_durable(family, key))
     }
 
     fn disk_bytes(&self) -> u64 {
-        either!(AnyEngine, self, engine => engine.disk_bytes())
+        dispatch!(AnyEngine, self, engine => engine.disk_bytes())
     }
 
     fn live_bytes(&self) -> u64 {
-        either!(AnyEngine, self, engine => engine.live_bytes())
+        dispatch!(AnyEngine, self, engine => engine.live_bytes())
     }
 
     fn compact_hint(&self, family: Family, range: KeyRange<'_>) {
-        either!(AnyEngine, self, engine => engine.compact_hint(family, range))
+        dispatch!(AnyEngine, self, engine => engine.compact_hint(family, range));
     }
 
     fn stats(&self) -> Vec<EngineStat> {
-        either!(AnyEngine, self, engine => engine.stats())
+        dispatch!(AnyEngine, self, engine => engine.stats())
     }
 }
 
 impl Batch for AnyBatch {
     fn put(&mut self, family: Family, key: &[u8], value: &[u8]) {
-        either!(AnyBatch, self, batch => batch.put(family, key, value))
+        dispatch!(AnyBatch, self, batch => batch.put(family, key, value));
     }
 
     fn delete(&mut self, family: Family, key: &[u8]) {
-        either!(AnyBatch, self, batch => batch.delete(family, key))
+        dispatch!(AnyBatch, self, batch => batch.delete(family, key));
     }
 
     fn delete_range(&mut self, family: Family, start: &[u8], end: &[u8]) {
-        either!(AnyBatch, self, batch => batch.delete_range(family, start, end))
+        dispatch!(AnyBatch, self, batch => batch.delete_range(family, start, end));
     }
 
     fn len(&self) -> usize {
-        either!(AnyBatch, self, batch => batch.len())
+        dispatch!(AnyBatch, self, batch => batch.len())
     }
 
     fn size_bytes(&self) -> usize {
-        either!(AnyBatch, self, batch => batch.size_bytes())
+        dispatch!(AnyBatch, self, batch => batch.size_bytes())
     }
 }
 
@@ -148,7 +152,7 @@ impl<'v> View for AnyView<'v> {
         Self: 'a;
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        either!(AnyView, self, view => view.get(family, key))
+        dispatch!(AnyView, self, view => view.get(family, key))
     }
 
     fn cursor<'a>(&'a self, family: Family, range: KeyRange<'_>) -> Result<AnyCursor<'a>, EngineError> {
@@ -161,30 +165,44 @@ impl<'v> View for AnyView<'v> {
 
 impl Cursor for AnyCursor<'_> {
     fn seek(&mut self, key: &[u8]) -> Result<(), EngineError> {
-        either!(AnyCursor, self, cursor => cursor.seek(key))
+        dispatch!(AnyCursor, self, cursor => cursor.seek(key))
     }
 
     fn seek_for_prev(&mut self, key: &[u8]) -> Result<(), EngineError> {
-        either!(AnyCursor, self, cursor => cursor.seek_for_prev(key))
+        dispatch!(AnyCursor, self, cursor => cursor.seek_for_prev(key))
     }
 
     fn seek_first(&mut self) -> Result<(), EngineError> {
-        either!(AnyCursor, self, cursor => cursor.seek_first())
+        dispatch!(AnyCursor, self, cursor => cursor.seek_first())
     }
 
     fn seek_last(&mut self) -> Result<(), EngineError> {
-        either!(AnyCursor, self, cursor => cursor.seek_last())
+        dispatch!(AnyCursor, self, cursor => cursor.seek_last())
     }
 
     fn next(&mut self) -> Result<(), EngineError> {
-        either!(AnyCursor, self, cursor => cursor.next())
+        dispatch!(AnyCursor, self, cursor => cursor.next())
     }
 
     fn prev(&mut self) -> Result<(), EngineError> {
-        either!(AnyCursor, self, cursor => cursor.prev())
+        dispatch!(AnyCursor, self, cursor => cursor.prev())
     }
 
     fn entry(&self) -> Option<(&[u8], &[u8])> {
-        either!(AnyCursor, self, cursor => cursor.entry())
+        dispatch!(AnyCursor, self, cursor => cursor.entry())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{FAMILIES, engine};
+
+    #[test]
+    fn either_passes_the_conformance_suite() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RocksOptions::default();
+        engine(|name| AnyEngine::open_rocks(&dir.path().join("rocksdb").join(name), FAMILIES, &options).unwrap());
+        engine(|name| AnyEngine::open_memory(&dir.path().join("memory").join(name), FAMILIES).unwrap());
     }
 }

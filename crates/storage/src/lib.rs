@@ -19,6 +19,6 @@ pub use engine::{
     Access, Batch, Cursor, Engine, EngineError, EngineStat, Family, FamilySpec, KeyRange, View, WriteStats,
 };
 pub use memory::MemoryEngine;
-pub use raft_engine_log::{RaftEngineLog, RaftLogOptions};
+pub use raft_engine_log::{RaftEngineLog, RaftLogOptions, TornTail};
 pub use raft_log::{AppendStats, LogError, RaftLog};
 pub use rocks::{Compression, RocksEngine, RocksOptions};

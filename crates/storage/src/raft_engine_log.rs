@@ -5,7 +5,7 @@
 //!
 //! - **One record, whole.** Entries, hard state and what was trimmed go into one record. Every record carries the newest
 //!   hard state, so none can be lost with an older file.
-//! - **Damage is told from a torn tail** before raft-engine reads a file: see [`verify`].
+//! - **Damage is told from a torn tail** before raft-engine reads a file (module `verify`).
 //! - **Writes that need not be durable cost nothing.** A hard state without entries that need not be synced (the commit
 //!   index moved on) and a trim wait in memory for the next record.
 //! - **Recent entries and all terms are held in memory**, so that in normal operation no read goes to disk.
@@ -299,17 +299,17 @@ impl Meta {
     fn decode(bytes: &[u8]) -> Option<Meta> {
         let (&version, numbers) = bytes.split_first()?;
         let (numbers, rest) = numbers.as_chunks::<8>();
-        let &[term, vote, commit, trimmed_index, trimmed_term] = numbers else {
-            return None;
-        };
         if version != META_VERSION || !rest.is_empty() {
             return None;
         }
-        let mut hard_state = HardState::default();
-        hard_state.term = u64::from_le_bytes(term);
-        hard_state.vote = u64::from_le_bytes(vote);
-        hard_state.commit = u64::from_le_bytes(commit);
-        let (trimmed_index, trimmed_term) = (u64::from_le_bytes(trimmed_index), u64::from_le_bytes(trimmed_term));
+        let numbers: [[u8; 8]; 5] = numbers.try_into().ok()?;
+        let [term, vote, commit, trimmed_index, trimmed_term] = numbers.map(u64::from_le_bytes);
+        let hard_state = HardState {
+            term,
+            vote,
+            commit,
+            ..HardState::default()
+        };
         Some(Meta {
             hard_state,
             trimmed_index,

@@ -53,8 +53,19 @@ pub struct AppendStats {
 /// A durable Raft log of one group. One writer at a time, any number of readers.
 pub trait RaftLog: Send + Sync + 'static {
     /// Appends `entries` (contiguous; a first index at or below the last one replaces the tail from there) and
-    /// replaces the hard state if given, in one write; returns once both are on disk when `sync`, and otherwise once
-    /// they are written. Neither is half there after a crash.
+    /// replaces the hard state if given, in one write; returns once both are on disk when `sync`, together with
+    /// everything before. Neither is half there after a crash.
+    ///
+    /// Without `sync`, entries are written but may be lost when the machine fails, and a hard state alone may wait in
+    /// memory for the next write, so that even a killed process loses it. So after a restart the commit index may lie
+    /// behind the applied index of the engine, which is then the better one.
+    ///
+    /// # Errors
+    /// [`LogError::Trimmed`] or [`LogError::Missing`] when `entries` do not follow the log, which is then unchanged. Any
+    /// other error is final.
+    ///
+    /// # Panics
+    /// When `entries` do not follow each other.
     fn append(&self, entries: &[Entry], hard_state: Option<&HardState>, sync: bool) -> Result<AppendStats, LogError>;
 
     /// The newest hard state; the default one if none was ever written.
@@ -77,6 +88,7 @@ pub trait RaftLog: Send + Sync + 'static {
 
     /// Forgets the entries below `index` (which must be at most `last_index() + 1`) and remembers the term of the
     /// entry right before it. Cheap; whole files are recycled. A no-op when `index <= first_index()`.
+    /// Becomes durable with the next synced append.
     fn trim(&self, index: u64) -> Result<(), LogError>;
 
     /// Forgets everything and begins again right after `index` of `term`, as after a received snapshot. Durable on

@@ -195,10 +195,6 @@ impl RocksEngine {
             compactor: Some(compactor),
         })
     }
-
-    fn get_with(&self, family: Family, key: &[u8], options: &ReadOptions) -> Result<Option<Bytes>, EngineError> {
-        self.shared.get(family, key, options)
-    }
 }
 
 impl Shared {
@@ -235,7 +231,7 @@ impl Engine for RocksEngine {
     }
 
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.get_with(family, key, &self.newest)
+        self.shared.get(family, key, &self.newest)
     }
 
     fn batch(&self) -> RocksBatch {
@@ -275,7 +271,8 @@ impl Engine for RocksEngine {
     }
 
     fn get_durable(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.get_with(family, key, if self.wal { &self.newest } else { &self.durable })
+        self.shared
+            .get(family, key, if self.wal { &self.newest } else { &self.durable })
     }
 
     fn disk_bytes(&self) -> u64 {

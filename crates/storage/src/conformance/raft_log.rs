@@ -6,13 +6,15 @@ use crate::raft_log::{LogError, RaftLog};
 
 /// An entry whose data can be told from its index, its term and `data_bytes`.
 pub fn entry(index: u64, term: u64, data_bytes: usize) -> Entry {
-    let mut entry = Entry::default();
-    entry.index = index;
-    entry.term = term;
-    entry.data = (0..data_bytes)
+    let data = (0..data_bytes)
         .map(|at| (index as usize * 31 + term as usize * 7 + at) as u8)
         .collect();
-    entry
+    Entry {
+        index,
+        term,
+        data,
+        ..Entry::default()
+    }
 }
 
 fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
@@ -20,11 +22,12 @@ fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
 }
 
 fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
-    let mut state = HardState::default();
-    state.term = term;
-    state.vote = vote;
-    state.commit = commit;
-    state
+    HardState {
+        term,
+        vote,
+        commit,
+        ..HardState::default()
+    }
 }
 
 /// Runs every check against the log that `open` opens.

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use super::*;
 use crate::conformance::entry;
 
+/// A segment size for tests that open a log many times: every open sets one file aside.
+const SMALL: u64 = 16 << 10;
+
 fn options(segment_bytes: u64) -> RaftLogOptions {
     RaftLogOptions {
         segment_bytes,
@@ -39,14 +42,15 @@ fn open(dir: &Path, segment_bytes: u64) -> Result<RaftEngineLog, LogError> {
 }
 
 fn hard_state(term: u64) -> HardState {
-    let mut hard_state = HardState::default();
-    hard_state.term = term;
-    hard_state
+    HardState {
+        term,
+        ..HardState::default()
+    }
 }
 
 /// Writes records of three entries each and returns the offset where each begins in the only file, and the file's end.
 fn write_records(dir: &Path, records: u64) -> Vec<u64> {
-    let log = open(dir, 1 << 20).unwrap();
+    let log = open(dir, SMALL).unwrap();
     let mut offsets = Vec::new();
     let mut offset = 69;
     for record in 0..records {
@@ -93,7 +97,7 @@ fn a_last_record_cut_anywhere_is_dropped() {
             file.resize(file.len() + zeros, 0);
             restore(dir.path(), &cut);
 
-            let log = open(dir.path(), 1 << 20).unwrap();
+            let log = open(dir.path(), SMALL).unwrap();
             check_entries(&log, 6);
             let torn = log.torn_tail().map(|torn| torn.offset);
             // Zeros alone look like space that was set aside.
@@ -108,7 +112,7 @@ fn a_last_record_cut_anywhere_is_dropped() {
             )
             .unwrap();
             drop(log);
-            let log = open(dir.path(), 1 << 20).unwrap();
+            let log = open(dir.path(), SMALL).unwrap();
             check_entries(&log, 9);
             assert_eq!(log.torn_tail(), None);
         }
@@ -124,7 +128,7 @@ fn a_flipped_bit_is_a_torn_tail_only_in_the_last_record() {
         let mut flipped = whole.clone();
         append_file(&mut flipped)[at as usize] ^= 0x10;
         restore(dir.path(), &flipped);
-        let opened = open(dir.path(), 1 << 20);
+        let opened = open(dir.path(), SMALL);
         // The alignment in the file header is 0 and means nothing otherwise.
         let ignored = 61..69;
         if at >= offsets[3] {
@@ -279,4 +283,25 @@ fn disk_use_stays_bounded() {
         "{} bytes for 60 MB appended",
         log.disk_bytes()
     );
+}
+
+#[test]
+fn a_failed_append_is_final() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("raft");
+    let log = open(&dir, 4096).unwrap();
+    log.append(&[entry(1, 1, 100)], None, true).unwrap();
+    // No file can be made any more, so the log fails when this one is full.
+    fs::rename(&dir, root.path().join("gone")).unwrap();
+    let failed = (2..100).find_map(|index| log.append(&[entry(index, 1, 1000)], None, true).err());
+    assert!(
+        matches!(failed, Some(LogError::Io { action: "append", .. })),
+        "{failed:?}"
+    );
+    fs::rename(root.path().join("gone"), &dir).unwrap();
+    let last = log.last_index();
+    assert!(log.append(&[entry(last + 1, 1, 1000)], None, true).is_err());
+    assert!(log.append(&[], Some(&hard_state(2)), false).is_err());
+    assert!(log.trim(2).is_err() && log.reset(9, 9, &hard_state(9)).is_err());
+    assert_eq!(log.entries(1, 2, 0).unwrap(), [entry(1, 1, 100)], "reads go on");
 }

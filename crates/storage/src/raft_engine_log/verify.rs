@@ -240,8 +240,7 @@ fn cut_tail(dir: &Path, segment: &Segment, strict: bool) -> Result<Option<TornTa
     let file = File::options().write(true).open(&segment.path).map_err(&io)?;
     file.set_len(valid).map_err(&io)?;
     file.sync_all().map_err(&io)?;
-    // Zeros are space that was set aside; records of an earlier life mean that the file was recycled.
-    if tail.iter().all(|&byte| byte == 0) || after.earlier_life {
+    if after.earlier_life || !was_begun(&tail) {
         tracing::debug!(file = %segment.path.display(), offset = valid, bytes, "cut off the unused end of the Raft log");
         return Ok(None);
     }
@@ -255,6 +254,15 @@ fn cut_tail(dir: &Path, segment: &Segment, strict: bool) -> Result<Option<TornTa
         file: segment.path.clone(),
         offset: valid,
     }))
+}
+
+/// Whether `tail`, in which no record is whole, begins with a record that was being written. Zeros are space that was
+/// set aside. Other bytes right up to the end, without the header of a record before them, are the last bytes of an
+/// earlier life of a recycled file.
+fn was_begun(tail: &[u8]) -> bool {
+    let header = tail.len() < RECORD_HEADER_BYTES || RecordHeader::decode(tail).is_some();
+    let zeros_follow = tail.last() == Some(&0);
+    tail.iter().any(|&byte| byte != 0) && (header || zeros_follow)
 }
 
 #[derive(Default)]

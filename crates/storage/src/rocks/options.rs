@@ -92,9 +92,6 @@ impl RocksOptions {
         // Without its own log, families would otherwise be flushed one by one and a crash would tear batches apart.
         options.set_atomic_flush(!self.wal);
         options.set_avoid_flush_during_shutdown(true);
-        // There is one writer, so the machinery for several is only overhead.
-        options.set_allow_concurrent_memtable_write(false);
-        options.set_enable_write_thread_adaptive_yield(false);
 
         // Hand dirty pages to the disk in small steps: a flush of 64 MiB at once would hold up the fdatasync of the Raft
         // log, which every write waits for.
