@@ -34,8 +34,6 @@ pub struct Limits {
     pub pending_proposals_max: usize,
     /// Most bytes of proposals that wait for their reply.
     pub pending_bytes_max: usize,
-    /// Most bytes of keys and values that the responses being built may hold together, over all clients.
-    pub responses_bytes_max: usize,
     /// Most events that one watch stream may have waiting in memory; the rest is read from storage when it catches up.
     pub watch_buffer_events_max: usize,
     /// Most bytes of events that one watch stream may have waiting in memory.
@@ -54,7 +52,6 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(7),
             pending_proposals_max: 100_000,
             pending_bytes_max: 256 << 20,
-            responses_bytes_max: 1 << 30,
             watch_buffer_events_max: 4096,
             watch_buffer_bytes_max: 4 << 20,
             watch_progress_interval: Duration::from_secs(600),

@@ -182,14 +182,22 @@ pub(crate) fn corrupt(place: &str, cause: impl ToString) -> EngineError {
 
 /// One value of a key, or its tombstone.
 ///
-/// On disk: a byte of flags; position; create revision and version unless a tombstone; the lease if any; the previous
-/// position if any, all as LEB128 varints; 8 bytes of digest (little endian) unless a tombstone; the value.
+/// On disk: a byte of flags; position; create revision and version unless a tombstone; the lease if any; if there is a
+/// previous position: that, the depth, and the anchors (as many as the depth says), all as LEB128 varints; 8 bytes of
+/// digest (little endian) unless a tombstone; the value.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Record {
     /// When it was written.
     pub at: Position,
     /// When the key's previous value or tombstone was written.
     pub prev: Option<Position>,
+    /// How many records can be reached over `prev`. It says where the anchors are, and starts again at 0 where
+    /// compaction has cut the chain.
+    pub depth: u64,
+    /// Short cuts into the past, so that reading it costs the logarithm of how far it lies back: for each power of
+    /// [`ANCHOR_STRIDE`], the nearest earlier record whose depth is a multiple of it. The first is the nearest. What
+    /// they point to may be compacted away; only what is newer than the revision looked for is followed.
+    pub anchors: Vec<Position>,
     /// Whether this says that the key was deleted.
     pub tombstone: bool,
     /// The revision that created the key; 0 for a tombstone.
@@ -203,6 +211,22 @@ pub struct Record {
     pub digest: u64,
     /// The value; empty for a tombstone.
     pub value: Bytes,
+}
+
+/// See [`Record::anchors`].
+pub const ANCHOR_STRIDE: u64 = 16;
+/// How many powers of the stride have an anchor: the farthest ones lie a million changes apart.
+const ANCHORS_MAX: usize = 5;
+
+/// How many anchors a record of this depth has: one for each power of the stride that an earlier depth is a multiple of,
+/// other than 0.
+fn anchors_at(depth: u64) -> usize {
+    let (mut count, mut stride) = (0, ANCHOR_STRIDE);
+    while count < ANCHORS_MAX && depth > stride {
+        count += 1;
+        stride *= ANCHOR_STRIDE;
+    }
+    count
 }
 
 const FLAG_TOMBSTONE: u8 = 1;
@@ -233,6 +257,11 @@ impl Record {
         }
         if let Some(prev) = self.prev {
             put_position(out, prev);
+            put_varint(out, self.depth);
+            assert_eq!(self.anchors.len(), anchors_at(self.depth), "the depth says how many anchors there are");
+            for anchor in &self.anchors {
+                put_position(out, *anchor);
+            }
         }
         if !self.tombstone {
             out.extend_from_slice(&self.digest.to_le_bytes());
@@ -249,6 +278,19 @@ impl Record {
             data.slice(data.len() - record.value.len()..)
         };
         Ok(record.to_record(value))
+    }
+
+    /// The depth and the anchors of the record that follows this one.
+    pub fn successor_links(&self) -> (u64, Vec<Position>) {
+        let depth = self.depth + 1;
+        let mut anchors = Vec::with_capacity(anchors_at(depth));
+        let mut stride = ANCHOR_STRIDE;
+        for level in 0..anchors_at(depth) {
+            let here = self.depth.is_multiple_of(stride);
+            anchors.push(if here { self.at } else { self.anchors[level] });
+            stride *= ANCHOR_STRIDE;
+        }
+        (depth, anchors)
     }
 
     /// The digest of a live record, from everything that clients can see of it.
@@ -275,6 +317,22 @@ impl Record {
     }
 }
 
+/// The anchors of a record read in place; they are decoded only where the past is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Anchors<'a> {
+    Encoded(&'a [u8]),
+    Decoded(&'a [Position]),
+}
+
+impl Anchors<'_> {
+    fn to_vec(self) -> Vec<Position> {
+        match self {
+            Anchors::Encoded(mut data) => std::iter::from_fn(|| take_position(&mut data)).collect(),
+            Anchors::Decoded(anchors) => anchors.to_vec(),
+        }
+    }
+}
+
 /// A [`Record`] read in place.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordRef<'a> {
@@ -282,6 +340,10 @@ pub struct RecordRef<'a> {
     pub at: Position,
     /// See [`Record::prev`].
     pub prev: Option<Position>,
+    /// See [`Record::depth`].
+    pub depth: u64,
+    /// See [`Record::anchors`].
+    pub(crate) anchors: Anchors<'a>,
     /// See [`Record::tombstone`].
     pub tombstone: bool,
     /// See [`Record::create`].
@@ -308,6 +370,7 @@ impl<'a> RecordRef<'a> {
         let tombstone = flags & FLAG_TOMBSTONE != 0;
         let at = take_position(rest)?;
         let (mut create, mut version, mut lease, mut prev, mut digest) = (0, 0, 0, None, 0);
+        let (mut depth, mut anchors) = (0, Anchors::Encoded(&[]));
         if !tombstone {
             create = take_varint(rest)? as i64;
             version = take_varint(rest)? as i64;
@@ -317,6 +380,12 @@ impl<'a> RecordRef<'a> {
         }
         if flags & FLAG_PREV != 0 {
             prev = Some(take_position(rest)?);
+            depth = take_varint(rest)?;
+            let before = *rest;
+            for _ in 0..anchors_at(depth) {
+                take_position(rest)?;
+            }
+            anchors = Anchors::Encoded(&before[..before.len() - rest.len()]);
         }
         if !tombstone {
             let (bytes, value) = rest.split_at_checked(8)?;
@@ -328,6 +397,8 @@ impl<'a> RecordRef<'a> {
         Some(RecordRef {
             at,
             prev,
+            depth,
+            anchors,
             tombstone,
             create,
             version,
@@ -341,6 +412,8 @@ impl<'a> RecordRef<'a> {
         let RecordRef {
             at,
             prev,
+            depth,
+            anchors,
             tombstone,
             create,
             version,
@@ -348,15 +421,29 @@ impl<'a> RecordRef<'a> {
             digest,
             value: _,
         } = self;
+        let anchors = anchors.to_vec();
         Record {
             at,
             prev,
+            depth,
+            anchors,
             tombstone,
             create,
             version,
             lease,
             digest,
             value,
+        }
+    }
+
+    /// The farthest anchor that is still newer than revision `at`.
+    pub fn anchor_after(&self, at: i64) -> Option<Position> {
+        let newer = |anchor: &Position| anchor.main > at;
+        match self.anchors {
+            Anchors::Encoded(mut data) => {
+                std::iter::from_fn(|| take_position(&mut data)).take_while(newer).last()
+            }
+            Anchors::Decoded(anchors) => anchors.iter().copied().take_while(newer).last(),
         }
     }
 
@@ -500,6 +587,8 @@ mod tests {
         let record = Record {
             at: Position { main: 300, sub: 2 },
             prev: Some(Position { main: 7, sub: 0 }),
+            depth: 17,
+            anchors: vec![Position { main: 4, sub: 1 }],
             tombstone: false,
             create: 5,
             version: 3,
@@ -509,7 +598,7 @@ mod tests {
         };
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
-        assert_eq!(bytes, [6, 0xac, 0x02, 2, 5, 3, 9, 7, 0, 8, 7, 6, 5, 4, 3, 2, 1, b'v']);
+        assert_eq!(bytes, [6, 0xac, 0x02, 2, 5, 3, 9, 7, 0, 17, 4, 1, 8, 7, 6, 5, 4, 3, 2, 1, b'v']);
         assert_eq!(Record::decode(&bytes.into()).unwrap(), record);
 
         let tombstone = Record {
@@ -521,6 +610,38 @@ mod tests {
         tombstone.encode(&mut bytes);
         assert_eq!(bytes, [1, 2, 0]);
         assert_eq!(Record::decode(&bytes.into()).unwrap(), tombstone);
+    }
+
+    /// From any record, any earlier one is reached in few steps: going to the farthest anchor that is not too far, and
+    /// to the previous record where there is none.
+    #[test]
+    fn anchors_shorten_the_way_into_the_past() {
+        let mut chain = vec![Record { at: Position::start_of(1), ..Default::default() }];
+        for main in 2..=5000 {
+            let last = &chain[chain.len() - 1];
+            let (depth, anchors) = last.successor_links();
+            let prev = Some(last.at);
+            chain.push(Record { at: Position::start_of(main), prev, depth, anchors, ..Default::default() });
+        }
+        let mut steps_max = 0;
+        for (from, to) in [(4999, 0), (4999, 1), (4999, 4998), (4999, 2500), (4096, 17), (300, 0), (16, 0)] {
+            let mut encoded = Vec::new();
+            let (mut at, mut steps) = (from, 0);
+            let target = chain[to].at.main;
+            while chain[at].at.main > target {
+                encoded.clear();
+                chain[at].encode(&mut encoded);
+                let record = RecordRef::decode(&encoded).unwrap();
+                assert_eq!(record.to_owned(), chain[at]);
+                let next = record.anchor_after(target).or(record.prev).unwrap();
+                assert!(next.main >= target, "never past it");
+                at = next.main as usize - 1;
+                steps += 1;
+            }
+            assert_eq!(at, to);
+            steps_max = steps_max.max(steps);
+        }
+        assert!(steps_max <= 64, "{steps_max}");
     }
 
     #[test]

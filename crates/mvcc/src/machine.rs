@@ -490,9 +490,12 @@ impl<E: Engine> Machine<E> {
         let digest = Record::digest_of(&put.key, at, create, version, lease, &value);
         self.state.digest = self.state.digest.wrapping_add(digest);
         let prev_at = prev.as_ref().map(|prev| prev.at);
+        let (depth, anchors) = prev.as_ref().map_or_else(Default::default, Record::successor_links);
         let record = Record {
             at,
             prev: prev_at,
+            depth,
+            anchors,
             tombstone: false,
             create,
             version,
@@ -555,13 +558,15 @@ impl<E: Engine> Machine<E> {
 
     fn push_event(&mut self, kind: EventType, kv: KeyValue, mut prev_kv: Option<KeyValue>) {
         // "Before" means before the revision. Where a transaction changes a key twice, the second event's previous value
-        // is the first one's.
-        let same_revision = self.step.events.iter().rev().take(self.step.sub as usize - 1);
-        for earlier in same_revision {
-            if earlier.kv.as_ref().is_some_and(|earlier| earlier.key == kv.key) {
-                prev_kv = earlier.prev_kv.clone();
-                break;
-            }
+        // is the first one's. Looked for only then, since a deletion may have any number of events.
+        if prev_kv
+            .as_ref()
+            .is_some_and(|prev_kv| prev_kv.mod_revision == kv.mod_revision)
+        {
+            let mut same_revision = self.step.events.iter().rev().take(self.step.sub as usize - 1);
+            let earlier =
+                same_revision.find(|earlier| earlier.kv.as_ref().is_some_and(|earlier| earlier.key == kv.key));
+            prev_kv = earlier.and_then(|earlier| earlier.prev_kv.clone());
         }
         self.step.events.push(Event {
             r#type: kind as i32,
@@ -644,9 +649,12 @@ impl<E: Engine> Machine<E> {
             self.push_event(EventType::Delete, kv, Some(live.to_key_value(key.clone())));
         }
         self.step.counts.deletes += 1;
+        let (depth, anchors) = live.successor_links();
         let record = Record {
             at,
             prev: Some(live.at),
+            depth,
+            anchors,
             tombstone: true,
             ..Default::default()
         };

@@ -271,15 +271,35 @@ impl<V: View> Snapshot<'_, V> {
         if newest.at.main <= at {
             return Ok((!newest.tombstone).then_some(Found::Newest(newest)));
         }
-        let (mut prev, mut successor) = (newest.prev, newest.at);
-        while let Some(position) = prev {
-            let record = self.previous(position, successor)?;
-            if record.at.main <= at {
-                return Ok((!record.tombstone).then_some(Found::Past(record)));
+        let Some(mut record) = self.step_back(newest, at)? else {
+            return Ok(None);
+        };
+        while record.at.main > at {
+            match self.step_back(as_ref(&record), at)? {
+                Some(earlier) => record = earlier,
+                None => return Ok(None),
             }
-            (prev, successor) = (record.prev, record.at);
         }
-        Ok(None)
+        Ok((!record.tombstone).then_some(Found::Past(record)))
+    }
+
+    /// From a record newer than `at`, the farthest one that can be reached at once on the way to what was at `at`.
+    fn step_back(&self, record: RecordRef<'_>, at: Revision) -> Result<Option<Record>, EngineError> {
+        // An anchor newer than `at` is not compacted away, since `at` is not: it is in the log.
+        if let Some(anchor) = record.anchor_after(at) {
+            return self.logged(anchor).map(Some);
+        }
+        record.prev.map(|prev| self.previous(prev, record.at)).transpose()
+    }
+
+    /// The record at a position that compaction has not passed.
+    fn logged(&self, at: keys::Position) -> Result<Record, EngineError> {
+        if let Some(change) = self.overlay.and_then(|overlay| overlay.change_at(at)) {
+            return Ok(change.record.clone());
+        }
+        let data = self.view.get(keys::REV, &keys::log_key(at))?;
+        let data = data.ok_or_else(|| keys::corrupt("rev", format!("the log lacks the change at {at:?}")))?;
+        Ok(keys::decode_change_owned(&data)?.1)
     }
 
     /// Whether a key existed at `at`, without looking into the past where that is not needed.
@@ -296,8 +316,10 @@ impl<V: View> Snapshot<'_, V> {
             return Ok(None);
         };
         while record.at.main > at {
-            let Some(prev) = record.prev else { return Ok(None) };
-            record = self.previous(prev, record.at)?;
+            match self.step_back(as_ref(&record), at)? {
+                Some(earlier) => record = earlier,
+                None => return Ok(None),
+            }
         }
         Ok((!record.tombstone).then_some(record))
     }
@@ -472,26 +494,9 @@ impl<V: View> Snapshot<'_, V> {
 
 /// Reads an owned record as if in place.
 pub(crate) fn as_ref(record: &Record) -> RecordRef<'_> {
-    let Record {
-        at,
-        prev,
-        tombstone,
-        create,
-        version,
-        lease,
-        digest,
-        ref value,
-    } = *record;
-    RecordRef {
-        at,
-        prev,
-        tombstone,
-        create,
-        version,
-        lease,
-        digest,
-        value,
-    }
+    let Record { at, prev, depth, ref anchors, tombstone, create, version, lease, digest, ref value } = *record;
+    let anchors = keys::Anchors::Decoded(anchors);
+    RecordRef { at, prev, depth, anchors, tombstone, create, version, lease, digest, value }
 }
 
 /// Gathers keys and values into few allocations.

@@ -34,7 +34,7 @@ const CATCH_UP_SCAN_MAX: usize = 10_000;
 /// Most revisions in one catch-up answer (etcd's `watchBatchMaxRevs`).
 const CATCH_UP_REVISIONS_MAX: usize = 1000;
 /// Most bytes of events in one catch-up answer, exceeded by one revision at most.
-const CATCH_UP_BYTES_MAX: usize = 1 << 20;
+const CATCH_UP_BYTES_MAX: usize = 4 << 20;
 /// What an event takes in memory besides its keys and values, about. One revision is never split, so its events may
 /// exceed every bound here once; a request's own limits bound them.
 const EVENT_OVERHEAD_BYTES: usize = 64;
@@ -191,19 +191,13 @@ impl<E: Engine> Hub<E> {
             }
             watcher.next = revision + 1;
             watcher.quiet = false;
-            stream.queued_events += events.len();
             self.pending_events.fetch_add(events.len(), Ordering::Relaxed);
-            stream.queued_bytes += bytes;
             let output = WatchOutput::Events {
                 watch_id: member.watch_id,
                 revision,
                 events: events.clone(),
             };
-            stream.push(Queued {
-                output,
-                events: events.len(),
-                bytes,
-            });
+            stream.push(output, events.len(), bytes);
             true
         });
     }
@@ -246,9 +240,8 @@ struct StreamState {
     queue: VecDeque<Queued>,
     queued_events: usize,
     queued_bytes: usize,
-    /// Outputs ever queued, and ever taken.
+    /// Outputs ever queued.
     pushed: u64,
-    taken: u64,
     /// Watchers to catch up, in turn.
     behind: VecDeque<Behind>,
     /// Whoever waits for the next output.
@@ -256,12 +249,14 @@ struct StreamState {
 }
 
 struct Queued {
+    /// How many outputs were queued before it, ever. Those in the queue have gaps where some were dropped.
+    number: u64,
     output: WatchOutput,
     events: usize,
     bytes: usize,
 }
 
-/// A watcher to be caught up once everything queued before it fell behind (`after` outputs) was taken.
+/// A watcher to be caught up once nothing is queued any more of the outputs before it fell behind, the first `after`.
 struct Behind {
     watch_id: i64,
     after: u64,
@@ -284,9 +279,16 @@ struct Watcher {
 }
 
 impl StreamState {
-    fn push(&mut self, queued: Queued) {
-        self.queue.push_back(queued);
+    fn push(&mut self, output: WatchOutput, events: usize, bytes: usize) {
+        self.queue.push_back(Queued {
+            number: self.pushed,
+            output,
+            events,
+            bytes,
+        });
         self.pushed += 1;
+        self.queued_events += events;
+        self.queued_bytes += bytes;
         self.wake();
     }
 
@@ -298,7 +300,7 @@ impl StreamState {
 
     /// Drops queued outputs; returns how many events were in them.
     fn drop_queued(&mut self, unwanted: impl Fn(&WatchOutput) -> bool) -> usize {
-        let (events, outputs) = (self.queued_events, self.queue.len());
+        let events = self.queued_events;
         self.queue.retain(|queued| {
             let unwanted = unwanted(&queued.output);
             if unwanted {
@@ -307,17 +309,12 @@ impl StreamState {
             }
             !unwanted
         });
-        self.taken += (outputs - self.queue.len()) as u64;
         events - self.queued_events
     }
 
     fn push_progress(&mut self, watch_id: i64, revision: Revision) {
         let output = WatchOutput::Progress { watch_id, revision };
-        self.push(Queued {
-            output,
-            events: 0,
-            bytes: 0,
-        });
+        self.push(output, 0, 0);
     }
 
     /// How many progress answers wait: they are not events, so they have a bound of their own.
@@ -397,7 +394,6 @@ impl<E: Engine> Stream<E> {
     fn advance(&self, watch_id: i64, next: Revision, had_events: bool) {
         let mut hub = self.hub.state.lock();
         let mut stream = self.shared.state.lock();
-        let after = stream.taken;
         let Some(watcher) = stream.watchers.get_mut(&watch_id) else {
             return;
         };
@@ -409,7 +405,7 @@ impl<E: Engine> Stream<E> {
             hub.interests
                 .join(watcher.interest(), Arc::downgrade(&self.shared), watch_id);
         } else {
-            stream.behind.push_back(Behind { watch_id, after });
+            stream.behind.push_back(Behind { watch_id, after: 0 });
         }
     }
 
@@ -576,12 +572,14 @@ impl<E: Engine> WatchStream for Stream<E> {
             let stream = &mut *stream;
             // A watcher that is behind takes its turn as soon as nothing of it is queued any more, so that others on the
             // stream, however busy, cannot hold it up for ever.
-            let taken = stream.taken;
+            let taken = stream.queue.front().map_or(stream.pushed, |queued| queued.number);
             match stream.behind.iter().position(|behind| behind.after <= taken) {
                 Some(at) => stream.behind.remove(at).map(|behind| behind.watch_id),
                 None => {
-                    if let Some(Queued { output, events, bytes }) = stream.queue.pop_front() {
-                        stream.taken += 1;
+                    if let Some(Queued {
+                        output, events, bytes, ..
+                    }) = stream.queue.pop_front()
+                    {
                         stream.queued_events -= events;
                         self.hub.pending_events.fetch_sub(events, Ordering::Relaxed);
                         stream.queued_bytes -= bytes;

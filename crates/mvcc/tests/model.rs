@@ -33,7 +33,7 @@ enum Step {
     RequestProgress(usize),
     NotifyProgress(usize),
     Poll(usize, usize),
-    CompactStep(usize),
+    Compact(usize),
     Restart,
 }
 
@@ -67,9 +67,8 @@ fn resolve_range(range: &mut RangeRequest, seen: Seen) {
 
 fn resolve_txn(txn: &mut TxnRequest, seen: Seen) {
     for compare in &mut txn.compare {
-        match &mut compare.target_union {
-            Some(TargetUnion::CreateRevision(pick) | TargetUnion::ModRevision(pick)) => *pick = revision(*pick, seen),
-            _ => {}
+        if let Some(TargetUnion::CreateRevision(pick) | TargetUnion::ModRevision(pick)) = &mut compare.target_union {
+            *pick = revision(*pick, seen);
         }
     }
     for op in txn.success.iter_mut().chain(&mut txn.failure) {
@@ -130,7 +129,7 @@ fn run<E: TestEngine>(harness: &mut Harness<E>, steps: Vec<Step>) {
             Step::RequestProgress(stream) => harness.request_progress(stream),
             Step::NotifyProgress(stream) => harness.notify_progress(stream),
             Step::Poll(stream, outputs_max) => harness.poll(stream, outputs_max),
-            Step::CompactStep(keys_max) => drop(harness.compact_step(keys_max)),
+            Step::Compact(keys_max) => drop(harness.compact_step(keys_max)),
             Step::Restart => harness.restart(),
         }
     }
@@ -147,7 +146,9 @@ fn key() -> impl Strategy<Value = Bytes> {
 }
 
 fn range_end() -> impl Strategy<Value = Bytes> {
-    const ENDS: &[&[u8]] = &[b"", b"", b"", b"\0", b"\0", b"b", b"c", b"d", b"ab", b"b\0", b"\xff", b"e"];
+    const ENDS: &[&[u8]] = &[
+        b"", b"", b"", b"\0", b"\0", b"b", b"c", b"d", b"ab", b"b\0", b"\xff", b"e",
+    ];
     (0..ENDS.len()).prop_map(|at| Bytes::from_static(ENDS[at]))
 }
 
@@ -286,7 +287,11 @@ fn nested_writes() -> impl Strategy<Value = TxnRequest> {
 }
 
 fn read_txn() -> impl Strategy<Value = TxnRequest> {
-    let op = || range().prop_map(|range| RequestOp { request: Some(RequestOpKind::Range(range)) });
+    let op = || {
+        range().prop_map(|range| RequestOp {
+            request: Some(RequestOpKind::Range(range)),
+        })
+    };
     (vec(compare(), 0..3), vec(op(), 0..3), vec(op(), 0..3)).prop_map(|(compare, success, failure)| TxnRequest {
         compare,
         success,
@@ -330,17 +335,29 @@ fn watch_create() -> impl Strategy<Value = WatchCreate> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let page = (span(), pick(), any::<bool>(), 0..4usize, prop_oneof![Just(0usize), 1..10usize, Just(usize::MAX)]);
-    let scan = page.prop_map(|((key, range_end), revision, keys_only, keys_max, bytes_max)| ScanRequest {
-        key,
-        range_end,
-        revision,
-        serializable: false,
-        keys_only,
-        keys_max,
-        bytes_max,
-    });
-    let conf_state = prop_oneof![Just(None), Just(Some(Bytes::from_static(b"one"))), Just(Some(Bytes::new()))];
+    let page = (
+        span(),
+        pick(),
+        any::<bool>(),
+        0..4usize,
+        prop_oneof![Just(0usize), 1..10usize, Just(usize::MAX)],
+    );
+    let scan = page.prop_map(
+        |((key, range_end), revision, keys_only, keys_max, bytes_max)| ScanRequest {
+            key,
+            range_end,
+            revision,
+            serializable: false,
+            keys_only,
+            keys_max,
+            bytes_max,
+        },
+    );
+    let conf_state = prop_oneof![
+        Just(None),
+        Just(Some(Bytes::from_static(b"one"))),
+        Just(Some(Bytes::new()))
+    ];
     prop_oneof![
         30 => action().prop_map(Step::Propose),
         5 => Just(Step::EndEntry),
@@ -356,7 +373,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..STREAMS).prop_map(Step::NotifyProgress),
         8 => (0..STREAMS, prop_oneof![2 => 1..4usize, 1 => Just(usize::MAX)])
             .prop_map(|(stream, outputs_max)| Step::Poll(stream, outputs_max)),
-        5 => (1..50usize).prop_map(Step::CompactStep),
+        5 => (1..50usize).prop_map(Step::Compact),
         1 => Just(Step::Restart),
     ]
 }
@@ -365,13 +382,19 @@ fn step() -> impl Strategy<Value = Step> {
 fn case() -> impl Strategy<Value = (usize, usize, u64, Vec<Step>)> {
     let buffer_bytes = prop_oneof![Just(1usize), Just(200usize), Just(1 << 20)];
     let cache_bytes = prop_oneof![Just(1u64), Just(1000u64), Just(1 << 20)];
-    (1..9usize, buffer_bytes, cache_bytes, vec(step(), 1..120))
+    // Mostly short ones, since most faults need little; some long ones, for compactions upon compactions.
+    let steps = prop_oneof![7 => vec(step(), 1..120), 1 => vec(step(), 300..600)];
+    (1..9usize, buffer_bytes, cache_bytes, steps)
 }
 
 fn config(cases: u32) -> ProptestConfig {
     let default = ProptestConfig::default();
     ProptestConfig {
-        cases: if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { cases },
+        cases: if std::env::var_os("PROPTEST_CASES").is_some() {
+            default.cases
+        } else {
+            cases
+        },
         max_shrink_iters: 20_000,
         failure_persistence: None,
         ..default
@@ -379,7 +402,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(3000))]
+    #![proptest_config(config(6000))]
 
     /// On an engine of plain maps, so that many cases run.
     #[test]
@@ -391,7 +414,13 @@ proptest! {
 proptest! {
     #![proptest_config(config(60))]
 
-    /// The same on RocksDB, where opening and closing the engine is most of the time.
+    /// On the engine in memory.
+    #[test]
+    fn behaves_like_the_model_in_memory((events, bytes, cache, steps) in case()) {
+        run(&mut Harness::<storage::MemoryEngine>::new(events, bytes, cache), steps);
+    }
+
+    /// On RocksDB, where opening and closing the engine is most of the time.
     #[test]
     fn behaves_like_the_model_on_rocksdb((events, bytes, cache, steps) in case()) {
         run(&mut Harness::<storage::RocksEngine>::new(events, bytes, cache), steps);

@@ -187,7 +187,11 @@ impl<E: TestEngine> Harness<E> {
         self.end_entry();
         let entries = std::mem::take(&mut self.entries);
         let applied = self.machine().apply(&entries).expect("the engine works");
-        let replies: Vec<_> = applied.replies.into_iter().map(|reply| (reply.id, reply.result)).collect();
+        let replies: Vec<_> = applied
+            .replies
+            .into_iter()
+            .map(|reply| (reply.id, reply.result))
+            .collect();
         let expected = std::mem::take(&mut self.expected);
         for (reply, expected) in replies.iter().zip(&expected) {
             assert_eq!(reply, expected, "a reply");
@@ -218,10 +222,11 @@ impl<E: TestEngine> Harness<E> {
     /// A stream that found nothing when it was polled must call when there is something.
     fn check_wakers(&self, before: Revision) {
         for stream in self.streams.iter().filter(|stream| stream.waiting) {
-            let due = stream
-                .watchers
-                .values()
-                .any(|watcher| !self.expected_events(watcher, (before + 1).max(watcher.next), self.published.rev).is_empty());
+            let due = stream.watchers.values().any(|watcher| {
+                !self
+                    .expected_events(watcher, (before + 1).max(watcher.next), self.published.rev)
+                    .is_empty()
+            });
             assert!(!due || stream.flag.is_set(), "the stream has events and did not call");
         }
     }
@@ -295,7 +300,11 @@ impl<E: TestEngine> Harness<E> {
     pub fn watch(&mut self, stream: usize, create: WatchCreate) {
         let rev = self.published.rev;
         let stream = &mut self.streams[stream];
-        let key = if create.key.is_empty() { Bytes::from_static(&[0]) } else { create.key.clone() };
+        let key = if create.key.is_empty() {
+            Bytes::from_static(&[0])
+        } else {
+            create.key.clone()
+        };
         let expected = if create.start_revision < 0 {
             Err(WatchError::NegativeRevision)
         } else if !matches!(&create.range_end[..], [] | [0]) && create.range_end <= key {
@@ -320,7 +329,11 @@ impl<E: TestEngine> Harness<E> {
         stream.waiting = false;
         stream.progress_due = None;
         let watcher = Watcher {
-            next: if create.start_revision == 0 { rev + 1 } else { create.start_revision },
+            next: if create.start_revision == 0 {
+                rev + 1
+            } else {
+                create.start_revision
+            },
             create: WatchCreate { key, ..create },
             started: false,
         };
@@ -341,7 +354,10 @@ impl<E: TestEngine> Harness<E> {
     pub fn request_progress(&mut self, stream: usize) {
         let rev = self.published.rev;
         let stream = &mut self.streams[stream];
-        let future = stream.watchers.values().any(|watcher| watcher.create.start_revision > rev);
+        let future = stream
+            .watchers
+            .values()
+            .any(|watcher| watcher.create.start_revision > rev);
         // Certain only when the stream was seen to be up to date and nothing happened since.
         let up_to_date = stream.waiting && !stream.flag.is_set() && !stream.watchers.is_empty();
         stream.stream.request_progress();
@@ -349,7 +365,10 @@ impl<E: TestEngine> Harness<E> {
             assert!(stream.flag.is_set(), "whoever waits is called");
             stream.progress_due = Some(rev);
         } else if up_to_date {
-            assert!(!stream.flag.is_set(), "a watcher that has not begun has no progress, as in etcd");
+            assert!(
+                !stream.flag.is_set(),
+                "a watcher that has not begun has no progress, as in etcd"
+            );
         }
     }
 
@@ -400,10 +419,20 @@ impl<E: TestEngine> Harness<E> {
                 events,
             } => {
                 let stream = &self.streams[index];
-                let watcher = stream.watchers.get(&watch_id).expect("events go to watchers that are there");
-                let revisions: Vec<Revision> = events.iter().map(|event| event.kv.as_ref().unwrap().mod_revision).collect();
+                let watcher = stream
+                    .watchers
+                    .get(&watch_id)
+                    .expect("events go to watchers that are there");
+                let revisions: Vec<Revision> = events
+                    .iter()
+                    .map(|event| event.kv.as_ref().unwrap().mod_revision)
+                    .collect();
                 let (first, last) = (revisions[0], *revisions.last().expect("no output is empty"));
-                assert!(first >= watcher.next, "revision {first} again, or before its start {}", watcher.next);
+                assert!(
+                    first >= watcher.next,
+                    "revision {first} again, or before its start {}",
+                    watcher.next
+                );
                 assert!(last <= published.rev);
                 let live = first == last && revision == last;
                 assert!(live || revision == published.rev, "the header says {revision}");
@@ -425,7 +454,10 @@ impl<E: TestEngine> Harness<E> {
                 assert!(revision <= published.rev);
                 let stream = &self.streams[index];
                 let of_it = |id: i64| watch_id == -1 || watch_id == id;
-                assert!(watch_id == -1 || stream.watchers.contains_key(&watch_id), "progress of nobody");
+                assert!(
+                    watch_id == -1 || stream.watchers.contains_key(&watch_id),
+                    "progress of nobody"
+                );
                 for (_, watcher) in stream.watchers.iter().filter(|&(&id, _)| of_it(id)) {
                     assert!(watch_id == -1 || watcher.create.progress_notify);
                     // One for all may have been asked for before this watcher was created; then it says nothing to it.
@@ -442,7 +474,10 @@ impl<E: TestEngine> Harness<E> {
                 let watcher = self.streams[index].watchers.remove(&watch_id).expect("it is there");
                 assert!(watcher.next < published.compacted);
                 let lost = self.expected_events(&watcher, watcher.next, published.compacted - 1);
-                assert!(!watcher.started || !lost.is_empty(), "it was up to date and lost nothing");
+                assert!(
+                    !watcher.started || !lost.is_empty(),
+                    "it was up to date and lost nothing"
+                );
             }
         }
     }
@@ -450,7 +485,11 @@ impl<E: TestEngine> Harness<E> {
     /// A stream that has nothing to say has said everything.
     fn check_up_to_date(&mut self, index: usize) {
         let published = self.published;
-        assert_eq!(self.streams[index].progress_due.take(), None, "the progress that was asked for");
+        assert_eq!(
+            self.streams[index].progress_due.take(),
+            None,
+            "the progress that was asked for"
+        );
         for watcher in self.streams[index].watchers.values() {
             let missing = self.expected_events(watcher, watcher.next, published.rev);
             assert_eq!(missing, [], "events that the watcher from {} never got", watcher.next);
@@ -483,7 +522,10 @@ impl<E: TestEngine> Harness<E> {
         }
         let stats = self.machine().hub().stats();
         let watchers: usize = self.streams.iter().map(|stream| stream.watchers.len()).sum();
-        assert_eq!((stats.watchers, stats.streams, stats.behind), (watchers, STREAMS, 0));
+        assert_eq!(
+            (stats.watchers, stats.streams, stats.behind, stats.pending_events),
+            (watchers, STREAMS, 0, 0)
+        );
         self.check_stored(false);
         self.check_contents();
         let mut steps = 0;
@@ -498,7 +540,10 @@ impl<E: TestEngine> Harness<E> {
         assert!(self.machine().hub().failure().is_none());
         self.streams.clear();
         let stats = self.machine().hub().stats();
-        assert_eq!((stats.watchers, stats.streams, stats.behind), (0, 0, 0));
+        assert_eq!(
+            (stats.watchers, stats.streams, stats.behind, stats.pending_events),
+            (0, 0, 0, 0)
+        );
     }
 
     /// Compares all keys at every revision that can be read, all leases, and the whole history as a watcher sees it.
@@ -523,7 +568,10 @@ impl<E: TestEngine> Harness<E> {
         };
         self.watch(0, create);
         self.poll(0, usize::MAX);
-        assert!(self.streams[0].watchers.remove(&1_000_000).is_some(), "nothing of it is compacted");
+        assert!(
+            self.streams[0].watchers.remove(&1_000_000).is_some(),
+            "nothing of it is compacted"
+        );
         assert!(self.streams[0].stream.cancel(1_000_000));
     }
 
@@ -542,7 +590,13 @@ impl<E: TestEngine> Harness<E> {
     /// Compares what lies in the engine with what must, and, once compaction is done, with what may.
     fn check_stored(&mut self, compaction_done: bool) {
         let Seen { rev, compacted } = self.published;
-        let history: Vec<_> = self.model.history.iter().filter(|change| change.rev <= rev).cloned().collect();
+        let history: Vec<_> = self
+            .model
+            .history
+            .iter()
+            .filter(|change| change.rev <= rev)
+            .cloned()
+            .collect();
         let position = |change: &super::model::Change| Position {
             main: change.rev,
             sub: change.sub,
@@ -552,11 +606,18 @@ impl<E: TestEngine> Harness<E> {
         let mut tombstones = 0;
         for (key, data) in self.dump(keys::CUR) {
             let record = RecordRef::decode(&data).unwrap();
-            let newest = history.iter().rev().find(|change| change.key == key).expect("a key of the history");
+            let newest = history
+                .iter()
+                .rev()
+                .find(|change| change.key == key)
+                .expect("a key of the history");
             assert_eq!(record.at, position(newest));
             if record.tombstone {
                 assert_eq!(newest.kv, None);
-                assert!(!compaction_done || record.at.main > compacted, "a tombstone that compaction passed");
+                assert!(
+                    !compaction_done || record.at.main > compacted,
+                    "a tombstone that compaction passed"
+                );
                 tombstones += 1;
             } else {
                 let kv = record.to_owned().to_key_value(key.clone());
@@ -588,9 +649,15 @@ impl<E: TestEngine> Harness<E> {
             if change.rev >= compacted {
                 assert!(same(&logged.expect("it is logged"), change), "{change:?}");
             } else {
-                assert!(!compaction_done || logged.is_none(), "the log before {compacted} is there");
+                assert!(
+                    !compaction_done || logged.is_none(),
+                    "the log before {compacted} is there"
+                );
             }
-            let previous = history.iter().rev().find(|other| other.key == change.key && position(other) < at);
+            let previous = history
+                .iter()
+                .rev()
+                .find(|other| other.key == change.key && position(other) < at);
             match (kept.remove(&at), previous) {
                 (Some(data), Some(previous)) => {
                     assert!(same(&data, previous));
@@ -607,21 +674,37 @@ impl<E: TestEngine> Harness<E> {
         }
         assert!(log.is_empty() && kept.is_empty(), "changes that never were");
         for (at, key) in &buried {
-            assert!(history.iter().any(|change| position(change) == *at && change.key == key && change.kv.is_none()));
+            assert!(
+                history
+                    .iter()
+                    .any(|change| position(change) == *at && change.key == key && change.kv.is_none())
+            );
             assert!(!compaction_done || at.main > compacted);
         }
         assert!(buried.len() >= tombstones, "every tombstone is in the index");
         if compaction_done {
-            let expected = history.iter().filter(|change| change.kv.is_none() && change.rev > compacted);
+            let expected = history
+                .iter()
+                .filter(|change| change.kv.is_none() && change.rev > compacted);
             assert_eq!(buried.len(), expected.count());
         }
 
-        let mut expected: Vec<Vec<u8>> = self.model.keys_at(rev).values().filter(|kv| kv.lease != 0).map(|kv| keys::attached_key(kv.lease, &kv.key)).collect();
+        let mut expected: Vec<Vec<u8>> = self
+            .model
+            .keys_at(rev)
+            .values()
+            .filter(|kv| kv.lease != 0)
+            .map(|kv| keys::attached_key(kv.lease, &kv.key))
+            .collect();
         if self.operations.is_empty() && self.entries.is_empty() {
             // Leases have no history in the model, so they can be compared only when all of it is applied.
             expected.extend(self.model.leases.keys().map(|&id| keys::lease_key(id).to_vec()));
             expected.sort();
-            let stored: Vec<_> = self.dump(keys::LEASE).into_iter().map(|(key, _)| key.to_vec()).collect();
+            let stored: Vec<_> = self
+                .dump(keys::LEASE)
+                .into_iter()
+                .map(|(key, _)| key.to_vec())
+                .collect();
             assert_eq!(stored, expected, "leases and what is attached to them");
         }
     }

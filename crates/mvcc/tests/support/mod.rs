@@ -44,7 +44,18 @@ impl TestEngine for storage::RocksEngine {
     fn fresh() -> (Arc<Self>, tempfile::TempDir) {
         let dir = tempfile::tempdir().expect("a directory for the engine");
         let options = storage::RocksOptions::default();
-        let engine = storage::RocksEngine::open(dir.path(), metastore_mvcc::keys::FAMILIES, &options).expect("an empty engine");
+        let engine =
+            storage::RocksEngine::open(dir.path(), metastore_mvcc::keys::FAMILIES, &options).expect("an empty engine");
+        (Arc::new(engine), dir)
+    }
+}
+
+impl TestEngine for storage::MemoryEngine {
+    type Guard = tempfile::TempDir;
+
+    fn fresh() -> (Arc<Self>, tempfile::TempDir) {
+        let dir = tempfile::tempdir().expect("a directory for the engine");
+        let engine = storage::MemoryEngine::open(dir.path(), metastore_mvcc::keys::FAMILIES).expect("an empty engine");
         (Arc::new(engine), dir)
     }
 }

@@ -80,7 +80,11 @@ impl Model {
 
     /// A key as it was when revision `at` was whole.
     pub fn key_at(&self, key: &[u8], at: Revision) -> Option<KeyValue> {
-        let last = self.history.iter().rev().find(|change| change.key == key && change.rev <= at)?;
+        let last = self
+            .history
+            .iter()
+            .rev()
+            .find(|change| change.key == key && change.rev <= at)?;
         last.kv.clone()
     }
 
@@ -91,7 +95,10 @@ impl Model {
 
     pub fn attached(&self, lease: i64, at: Revision) -> Vec<Bytes> {
         let keys = self.keys_at(at);
-        keys.into_iter().filter(|(_, kv)| kv.lease == lease).map(|(key, _)| key).collect()
+        keys.into_iter()
+            .filter(|(_, kv)| kv.lease == lease)
+            .map(|(key, _)| key)
+            .collect()
     }
 
     /// Answers a range for one who sees up to `seen`.
@@ -99,7 +106,11 @@ impl Model {
         if request.revision > seen.rev {
             return Err(Error::FutureRevision);
         }
-        let at = if request.revision <= 0 { seen.rev } else { request.revision };
+        let at = if request.revision <= 0 {
+            seen.rev
+        } else {
+            request.revision
+        };
         if at < seen.compacted {
             return Err(Error::Compacted);
         }
@@ -182,7 +193,11 @@ impl Model {
         };
         let all = self.range(&range, seen)?.kvs;
         let mut page = ScanPage {
-            revision: if request.revision <= 0 { seen.rev } else { request.revision },
+            revision: if request.revision <= 0 {
+                seen.rev
+            } else {
+                request.revision
+            },
             header: ResponseHeader::at(seen.rev).expect("it makes one"),
             ..Default::default()
         };
@@ -236,7 +251,11 @@ impl Model {
                     ..Default::default()
                 };
                 Event {
-                    r#type: if change.kv.is_some() { EventType::Put } else { EventType::Delete } as i32,
+                    r#type: if change.kv.is_some() {
+                        EventType::Put
+                    } else {
+                        EventType::Delete
+                    } as i32,
                     kv: Some(change.kv.clone().unwrap_or(deleted)),
                     prev_kv: self.key_at(&change.key, change.rev - 1),
                 }
@@ -406,7 +425,11 @@ impl Model {
     }
 
     fn check_txn(&self, txn: &TxnRequest, path: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
-        for op in if path.next().unwrap() { &txn.success } else { &txn.failure } {
+        for op in if path.next().unwrap() {
+            &txn.success
+        } else {
+            &txn.failure
+        } {
             match op.request.as_ref().expect("validated") {
                 RequestOpKind::Range(range) => check_range(range, self.seen)?,
                 RequestOpKind::Put(put) => self.check_put(put)?,
@@ -475,20 +498,38 @@ fn satisfies(compare: &Compare, kv: &KeyValue) -> bool {
     let wanted = compare.target_union.clone();
     // The value given counts only if it is of the kind that the target names.
     let order = match compare.target {
-        0 => number(kv.version, wanted.and_then(|w| if let TargetUnion::Version(v) = w { Some(v) } else { None })),
+        0 => number(
+            kv.version,
+            wanted.and_then(|w| if let TargetUnion::Version(v) = w { Some(v) } else { None }),
+        ),
         1 => number(
             kv.create_revision,
-            wanted.and_then(|w| if let TargetUnion::CreateRevision(v) = w { Some(v) } else { None }),
+            wanted.and_then(|w| {
+                if let TargetUnion::CreateRevision(v) = w {
+                    Some(v)
+                } else {
+                    None
+                }
+            }),
         ),
         2 => number(
             kv.mod_revision,
-            wanted.and_then(|w| if let TargetUnion::ModRevision(v) = w { Some(v) } else { None }),
+            wanted.and_then(|w| {
+                if let TargetUnion::ModRevision(v) = w {
+                    Some(v)
+                } else {
+                    None
+                }
+            }),
         ),
         3 => kv.value.cmp(&match wanted {
             Some(TargetUnion::Value(value)) => value,
             _ => Bytes::new(),
         }),
-        4 => number(kv.lease, wanted.and_then(|w| if let TargetUnion::Lease(v) = w { Some(v) } else { None })),
+        4 => number(
+            kv.lease,
+            wanted.and_then(|w| if let TargetUnion::Lease(v) = w { Some(v) } else { None }),
+        ),
         _ => Ordering::Equal,
     };
     match compare.result {

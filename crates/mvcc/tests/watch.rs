@@ -1,0 +1,283 @@
+//! Watchers over long histories, and under threads: what the model test, which is short and single-threaded, cannot
+//! reach.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "threads and time are what some of these tests are about"
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use api::codec::Action;
+use api::kv::*;
+use api::store::{WatchCreate, WatchOutput, WatchStream};
+use bytes::Bytes;
+use metastore_mvcc::{CompactionProgress, Machine, Options, Stream};
+use storage::Engine;
+
+use support::{Flag, MapEngine, TestEngine, entry, next_output};
+
+fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> RequestOp {
+    let put = PutRequest {
+        key: key.into(),
+        value: value.into(),
+        ..Default::default()
+    };
+    RequestOp {
+        request: Some(RequestOpKind::Put(put)),
+    }
+}
+
+/// A transaction without conditions.
+fn txn(ops: Vec<RequestOp>) -> Action {
+    Action::Txn(TxnRequest {
+        success: ops,
+        ..Default::default()
+    })
+}
+
+fn everything(start_revision: i64) -> WatchCreate {
+    WatchCreate {
+        range_end: Bytes::from_static(&[0]),
+        start_revision,
+        ..Default::default()
+    }
+}
+
+fn revisions(events: &[Event]) -> Vec<i64> {
+    let mut revisions: Vec<i64> = events
+        .iter()
+        .map(|event| event.kv.as_ref().unwrap().mod_revision)
+        .collect();
+    revisions.dedup();
+    revisions
+}
+
+/// Everything that a stream has to say until it waits: the events' revisions and number, output by output.
+fn drain<E: Engine>(stream: &mut Stream<E>) -> Vec<(Vec<i64>, usize)> {
+    let flag = Arc::new(Flag::default());
+    let mut outputs = Vec::new();
+    while let Some(output) = next_output(stream, &flag) {
+        let WatchOutput::Events { events, .. } = output else {
+            panic!("{output:?}")
+        };
+        outputs.push((revisions(&events), events.len()));
+    }
+    outputs
+}
+
+/// A long history comes in bounded pieces, none of which begins or ends within a revision.
+#[test]
+fn history_comes_in_pieces() {
+    let (engine, ()) = MapEngine::fresh();
+    let mut machine = Machine::open(engine, &Options::default()).unwrap();
+    let all: Vec<_> = (0..2500)
+        .map(|at| (at, txn(vec![put("a", ""), put("b", "")])))
+        .collect();
+    machine.apply(&[entry(1, 1, &all)]).unwrap();
+
+    let mut stream = machine.hub().stream();
+    stream.create(everything(1)).unwrap();
+    let outputs = drain(&mut stream);
+    assert_eq!(
+        outputs.iter().map(|(_, events)| *events).collect::<Vec<_>>(),
+        [2000, 2000, 1000]
+    );
+    let seen: Vec<i64> = outputs.into_iter().flat_map(|(revisions, _)| revisions).collect();
+    assert_eq!(seen, (2..2502).collect::<Vec<_>>());
+
+    // A watcher whose key did not change for longer than one piece of reading takes is not forgotten.
+    let rare = [(0, txn(vec![put("rare", "")]))];
+    let often: Vec<_> = (0..12_000).map(|at| (at, txn(vec![put("often", "")]))).collect();
+    machine.apply(&[entry(2, 1, &often), entry(3, 1, &rare)]).unwrap();
+    let create = WatchCreate {
+        key: "rare".into(),
+        start_revision: 1,
+        ..Default::default()
+    };
+    let mut stream = machine.hub().stream();
+    stream.create(create).unwrap();
+    assert_eq!(drain(&mut stream), [(vec![14_502], 1)]);
+}
+
+/// Bytes are bounded too: a piece of 4 MiB ends with the revision that exceeds the bound.
+#[test]
+fn pieces_are_bounded_in_bytes() {
+    let (engine, ()) = MapEngine::fresh();
+    let mut machine = Machine::open(engine, &Options::default()).unwrap();
+    let large = Bytes::from(vec![b'x'; 1 << 20]);
+    let ops = || (0..3).map(|at| put(format!("{at}"), large.clone())).collect();
+    let all: Vec<_> = (0..5).map(|at| (at, txn(ops()))).collect();
+    machine.apply(&[entry(1, 1, &all)]).unwrap();
+    let mut stream = machine.hub().stream();
+    stream.create(everything(1)).unwrap();
+    let outputs = drain(&mut stream);
+    assert_eq!(outputs, [(vec![2, 3], 6), (vec![4, 5], 6), (vec![6], 3)]);
+}
+
+/// One writer, readers, watchers that come and go, and compaction, all at once. Every revision writes the same number
+/// to two keys, and it is the revision's own, so that every answer can be checked without knowing what went on.
+fn under_threads<E: TestEngine>(how_long: Duration) {
+    let (engine, _guard) = E::fresh();
+    let options = Options {
+        watch_buffer_events_max: 16,
+        ..Default::default()
+    };
+    let mut machine = Machine::open(engine, &options).unwrap();
+    let hub = machine.hub().clone();
+    let reader = machine.reader();
+    let stop = AtomicBool::new(false);
+    let compacted_by_writer = AtomicI64::new(0);
+    let deadline = Instant::now() + how_long;
+
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let compacted_by_writer = &compacted_by_writer;
+        scope.spawn(move || {
+            let (mut index, mut revision) = (0, 1);
+            let mut random = 7u64;
+            while Instant::now() < deadline {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let mut operations = Vec::new();
+                for _ in 0..random >> 60 {
+                    revision += 1;
+                    let value = revision.to_string();
+                    operations.push((0, txn(vec![put("x", value.clone()), put("y", value)])));
+                }
+                if random >> 40 & 15 == 0 && revision > 40 {
+                    let at = revision - (random >> 50 & 31) as i64;
+                    let compact = CompactionRequest {
+                        revision: at,
+                        physical: false,
+                    };
+                    compacted_by_writer.fetch_max(at, Ordering::Relaxed);
+                    operations.push((0, Action::Compact(compact)));
+                }
+                index += 1;
+                machine.apply(&[entry(index, 1, &operations)]).unwrap();
+                if random >> 45 & 1 == 0 {
+                    while let CompactionProgress::Going { .. } = machine.compact_step(20).unwrap() {}
+                }
+                // Watchers must have a chance to catch up, so that they are live at times.
+                if random >> 55 & 7 == 0 {
+                    std::thread::sleep(Duration::from_micros(300));
+                }
+            }
+            stop.store(true, Ordering::Release);
+        });
+
+        for at in 0..2u64 {
+            let reader = reader.clone();
+            scope.spawn(move || {
+                let mut random = at + 11;
+                while !stop.load(Ordering::Acquire) {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let newest = reader.revision();
+                    let revision = if random >> 63 == 0 {
+                        0
+                    } else {
+                        newest - (random >> 40 & 15) as i64
+                    };
+                    let range = RangeRequest {
+                        key: "x".into(),
+                        range_end: "z".into(),
+                        revision: revision.max(0),
+                        ..Default::default()
+                    };
+                    match reader.range(&range) {
+                        Ok(response) => {
+                            let seen = response.header.unwrap().revision;
+                            assert!(seen >= newest, "what was published is seen");
+                            let at = if range.revision > 0 { range.revision } else { seen };
+                            let expected = if at == 1 { vec![] } else { vec![at, at] };
+                            let values: Vec<i64> = response.kvs.iter().map(number).collect();
+                            assert_eq!(values, expected);
+                        }
+                        Err(metastore_mvcc::Failure::Refused(error)) => {
+                            assert_eq!(error, api::Error::Compacted);
+                            assert!(range.revision > 0 && range.revision < compacted_by_writer.load(Ordering::Relaxed));
+                        }
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+
+        for at in 0..2u64 {
+            let hub = hub.clone();
+            let reader = reader.clone();
+            scope.spawn(move || {
+                let mut random = at + 23;
+                while !stop.load(Ordering::Acquire) {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let start = match random >> 61 {
+                        0..4 => 0,
+                        4 => reader.revision() + 3,
+                        _ => (reader.revision() - (random >> 40 & 63) as i64).max(1),
+                    };
+                    let mut stream = hub.stream();
+                    let created = stream.create(everything(start)).unwrap();
+                    let flag = Arc::new(Flag::default());
+                    // What comes first is known but for a history that begins with the empty store.
+                    let mut next = if start == 0 { created.revision + 1 } else { start.max(2) };
+                    let mut left = random >> 50 & 1023;
+                    while left > 0 && !stop.load(Ordering::Acquire) {
+                        match next_output(&mut stream, &flag) {
+                            None => std::thread::yield_now(),
+                            Some(WatchOutput::Events { events, .. }) => {
+                                left -= 1;
+                                for pair in events.chunks(2) {
+                                    let numbers: Vec<i64> =
+                                        pair.iter().map(|event| number(event.kv.as_ref().unwrap())).collect();
+                                    assert_eq!(numbers, [next, next], "each revision once, whole, in order");
+                                    next += 1;
+                                }
+                            }
+                            Some(WatchOutput::Compacted { compact_revision, .. }) => {
+                                assert!(next < compact_revision);
+                                break;
+                            }
+                            Some(output) => panic!("{output:?}"),
+                        }
+                        if left == 500 {
+                            // Fall behind, or behind even what is compacted.
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    assert!(hub.failure().is_none());
+    let stats = hub.stats();
+    assert_eq!(
+        (stats.watchers, stats.streams, stats.behind, stats.pending_events),
+        (0, 0, 0, 0)
+    );
+    assert!(reader.compacted() > 1 && reader.revision() > 100, "enough went on");
+}
+
+fn number(kv: &KeyValue) -> i64 {
+    let number = std::str::from_utf8(&kv.value).unwrap().parse().unwrap();
+    assert_eq!(kv.mod_revision, number);
+    number
+}
+
+#[test]
+fn threads_on_plain_maps() {
+    under_threads::<MapEngine>(Duration::from_secs(2));
+}
+
+#[test]
+fn threads_in_memory() {
+    under_threads::<storage::MemoryEngine>(Duration::from_secs(2));
+}
+
+#[test]
+fn threads_on_rocksdb() {
+    under_threads::<storage::RocksEngine>(Duration::from_secs(2));
+}
