@@ -127,6 +127,7 @@ def expand(lines):
 # What may differ between two servers that behave alike: identity, Raft's numbers, time, sizes on disk.
 NOISE = [
     (r'("(?:cluster_id|member_id|leader|ID)":)\d{12,}', r"\1<id>"),
+    (r'("(?:cluster_id|member_id|ID)":")[0-9a-f]{12,}', r"\1<id>"),
     (r'("(?:raft_term|raftTerm|raftIndex|raftAppliedIndex)":)\d+', r"\1<raft>"),
     (r'("(?:dbSize|dbSizeInUse)":)\d+', r"\1<size>"),
     (r'^("(?:ClusterID|MemberID|Leader|ID)" : )\d{12,}', r"\1<id>"),
@@ -134,7 +135,8 @@ NOISE = [
     (r'^("(?:DBSize|DBSizeInUse)" : )\d+', r"\1<size>"),
     (r'("took":)"[^"]*"', r"\1<time>"),
     (r'^("Took" : )\S+', r"\1<time>"),
-    (r"(took = )[\d.]+\S*", r"\1<time>"),
+    (r"(took (?:= )?)[\d.]+\S*", r"\1<time>"),
+    (r"(?<=/)[0-9a-f]{15,16}$", "<lease>"),
     (r'("ts":)"[^"]*"', r"\1<time>"),
     (r"0x[0-9a-f]{6,}|client-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", "<pointer>"),
     (r"(?:127\.0\.0\.1|localhost|\[::1\]):\d+", "<address>"),
@@ -185,13 +187,23 @@ class Answer:
     def __eq__(self, other):
         return (self.code, self.out, self.err) == (other.code, other.out, other.err)
 
-    def show(self, limit=4000):
+    def show(self, than=None):
+        """The answer as text; of one too long to print, the part around where it first differs from another."""
         parts = ["exit %s" % self.code]
-        for name, text in (("stdout", self.out), ("stderr", self.err)):
+        for name, text, other in (("stdout", self.out, than and than.out), ("stderr", self.err, than and than.err)):
             if text:
-                cut = text if len(text) <= limit else text[:limit] + "… (%d characters)" % len(text)
-                parts.append("%s: %s" % (name, cut.rstrip("\n").replace("\n", "\n" + " " * 16)))
+                parts.append("%s: %s" % (name, cut(text, other).rstrip("\n").replace("\n", "\n" + " " * 16)))
         return "\n        ".join(parts)
+
+
+def cut(text, other, limit=4000, before=200):
+    if len(text) <= limit:
+        return text
+    start = 0
+    if other is not None and text != other:
+        start = max(0, len(os.path.commonprefix([text, other])) - before)
+    return "%s%s… (%d characters, %d lines)" % (
+        "from character %d: …" % start if start else "", text[start : start + limit // 4], len(text), text.count("\n"))
 
 
 # --- Running -----------------------------------------------------------------------------------------------------
@@ -278,16 +290,9 @@ class Runner:
         return [os.fsencode(w) for w in head] + words
 
     def etcdctl_run(self, server, args, stdin):
-        proc = subprocess.Popen(
-            self.argv(server, args), env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        code, out, err = harness.PROCESSES.run(
+            self.argv(server, args), (stdin or "").encode(), COMMAND_S, env=self.env
         )
-        try:
-            out, err = proc.communicate((stdin or "").encode(), timeout=COMMAND_S)
-            code = proc.returncode
-        except subprocess.TimeoutExpired:
-            proc.kill()
-            out, err = proc.communicate()
-            code = "none after %g s" % COMMAND_S
         return code, out.decode("utf-8", "backslashreplace"), err.decode("utf-8", "backslashreplace")
 
     def run(self, scenario, servers, report):
@@ -312,7 +317,8 @@ class Runner:
                     differences += 1
                     report("  differs: %s  %s" % (step.where, step.line))
                     for i in [0] + wrong:
-                        report("    %s:\n        %s" % (servers[i].label, answers[i].show()))
+                        than = answers[wrong[0]] if i == 0 else answers[0]
+                        report("    %s:\n        %s" % (servers[i].label, answers[i].show(than)))
         finally:
             for s in servers:
                 for watcher in state[s].watchers.values():
@@ -411,7 +417,7 @@ class Runner:
 
 
 class Vars:
-    """What one server's commands may refer to: `$L1` a lease (hex), `@3` the revision the third write would... see fill."""
+    """What one server's commands refer to by name: its leases, its watchers, and the revision it began at."""
 
     def __init__(self, exact_ids):
         self.leases, self.watchers, self.base, self.exact_ids = {}, {}, 1, exact_ids

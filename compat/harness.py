@@ -4,7 +4,6 @@ Every process is stopped by its own id: at the end, on an error, on a signal, an
 outright, by the kernel (PR_SET_PDEATHSIG).
 """
 
-import atexit
 import ctypes
 import json
 import os
@@ -45,9 +44,28 @@ class Processes:
         self._live = []
 
     def start(self, args, **kwargs):
+        """Starts a process that must not outlive this one. Only for the main thread: see die_with_parent."""
         proc = subprocess.Popen(args, preexec_fn=die_with_parent, **kwargs)
         self._live.append(proc)
         return proc
+
+    def run(self, args, stdin, timeout_s, **kwargs):
+        """Runs a short command, from any thread. Returns exit code, stdout, stderr."""
+        proc = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+        self._live.append(proc)
+        try:
+            out, err = proc.communicate(stdin, timeout=timeout_s)
+            code = proc.returncode
+        except subprocess.TimeoutExpired:
+            proc.kill()
+            out, err = proc.communicate()
+            code = "none after %g s" % timeout_s
+        finally:
+            try:
+                self._live.remove(proc)
+            except ValueError:
+                pass
+        return code, out, err
 
     def stop(self, proc, grace_s=STOP_S):
         if proc.poll() is None:
@@ -57,15 +75,18 @@ class Processes:
             except subprocess.TimeoutExpired:
                 proc.kill()
                 proc.wait(grace_s)
-        if proc in self._live:
+        try:
             self._live.remove(proc)
+        except ValueError:
+            pass
         return proc.returncode
 
     def stop_all(self):
-        for proc in self._live:
+        live = list(self._live)
+        for proc in live:
             if proc.poll() is None:
                 proc.terminate()
-        for proc in list(self._live):
+        for proc in live:
             self.stop(proc)
 
 
@@ -160,7 +181,7 @@ class Servers:
             "--initial-advertise-peer-urls=" + self.peer_url,
             "--initial-cluster=compat=" + self.peer_url,
         ]
-        args += server.target.flags + server.extra_flags
+        args += server.extra_flags + server.target.flags
         with open(os.path.join(server.dir, "log"), "wb") as log:
             server.proc = PROCESSES.start(
                 args, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=server.dir, env=clean_env()
@@ -313,7 +334,6 @@ def run(main):
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGHUP, on_signal)
-    atexit.register(PROCESSES.stop_all)
     try:
         code = main()
     except Failure as err:
@@ -325,4 +345,6 @@ def run(main):
         # Whoever read our output went away; say nothing more to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    finally:
+        PROCESSES.stop_all()
     sys.exit(code)

@@ -26,6 +26,9 @@ command -v c++ >/dev/null && command -v cc >/dev/null || missing+=(g++)
 have_libclang || missing+=(libclang-dev)
 if [ "${1:-}" = tests ] && [ -z "${PROTOC:-}" ]; then
     command -v protoc >/dev/null || missing+=(protobuf-compiler)
+    # The well-known types that etcd-client's protocol files import; protoc alone comes without them.
+    [ -e /usr/include/google/protobuf/descriptor.proto ] || [ -e /usr/local/include/google/protobuf/descriptor.proto ] ||
+        missing+=(libprotobuf-dev)
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 

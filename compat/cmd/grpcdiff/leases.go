@@ -3,11 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"time"
-
-	"maps"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )

@@ -100,35 +100,43 @@ func compare(g group, servers urls, verbose, exactIDs bool) int {
 	timer.Stop()
 
 	reference := sessions[0].records
+	others := make([]map[string]string, len(sessions))
+	for i, t := range sessions {
+		others[i] = numbered(t.records)
+	}
 	different := 0
-	for i, want := range reference {
+	count := map[string]int{}
+	for _, want := range reference {
 		if verbose {
 			fmt.Printf("    %s\n        %s\n", cut(want.request), cut(want.answer))
 		}
+		count[want.request]++
+		key := nth(want.request, count[want.request])
 		wrong := false
-		for _, t := range sessions[1:] {
-			if i >= len(t.records) || t.records[i] != want {
-				if !wrong {
-					fmt.Printf("  differs: %s\n    %s: %s\n", cut(want.request), sessions[0].label, cut(want.answer))
-					wrong = true
-				}
-				switch {
-				case i >= len(t.records):
-					fmt.Printf("    %s: it has not come this far\n", t.label)
-				case t.records[i].request != want.request:
-					fmt.Printf("    %s: another request: %s: %s\n", t.label, cut(t.records[i].request), cut(t.records[i].answer))
-				default:
-					fmt.Printf("    %s: %s\n", t.label, around(want.answer, t.records[i].answer))
-				}
+		for i, t := range sessions[1:] {
+			got, ok := others[i+1][key]
+			delete(others[i+1], key)
+			if ok && got == want.answer {
+				continue
+			}
+			if !wrong {
+				fmt.Printf("  differs: %s\n    %s: %s\n", cut(want.request), sessions[0].label, cut(want.answer))
+				wrong = true
+			}
+			if ok {
+				fmt.Printf("    %s: %s\n", t.label, around(want.answer, got))
+			} else {
+				fmt.Printf("    %s: nothing\n", t.label)
 			}
 		}
 		if wrong {
 			different++
 		}
 	}
-	for _, t := range sessions[1:] {
-		if len(t.records) > len(reference) {
-			fmt.Printf("  differs: %s went on for %d requests more\n", t.label, len(t.records)-len(reference))
+	for i, t := range sessions[1:] {
+		for _, key := range sorted(others[i+1]) {
+			request, _, _ := strings.Cut(key, "\x00")
+			fmt.Printf("  differs: %s\n    %s: nothing\n    %s: %s\n", cut(request), sessions[0].label, t.label, cut(others[i+1][key]))
 			different++
 		}
 	}
@@ -142,6 +150,19 @@ func compare(g group, servers urls, verbose, exactIDs bool) int {
 	}
 	return 0
 }
+
+// numbered gives the answers by request, the first, second and so on of equal ones apart. So a response too many or
+// too few is one difference, and not one for everything after it.
+func numbered(records []record) map[string]string {
+	answers, count := map[string]string{}, map[string]int{}
+	for _, r := range records {
+		count[r.request]++
+		answers[nth(r.request, count[r.request])] = r.answer
+	}
+	return answers
+}
+
+func nth(request string, n int) string { return fmt.Sprintf("%s\x00%06d", request, n) }
 
 const cutBytes = 1200
 

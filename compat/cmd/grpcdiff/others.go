@@ -24,6 +24,7 @@ func init() {
 	register(group{name: "grpc-errors", about: "unknown services and methods, damaged messages", run: grpcErrors})
 	register(group{name: "http", about: "/version, /health, /livez, /readyz and what is not there", run: https})
 	register(group{name: "alarms", about: "Alarm: what endpoint health and kube-apiserver ask", run: alarms})
+	register(group{name: "alarm-changes", about: "Alarm: raising and lowering, and what is refused meanwhile", later: true, run: alarmChanges})
 	register(group{name: "hash", about: "HashKV", later: true, run: hashes})
 	register(group{name: "maintenance", about: "Defragment, Snapshot, MoveLeader, Downgrade", later: true, run: maintenances})
 	register(group{name: "members", about: "membership changes", later: true, run: members})
@@ -55,7 +56,6 @@ func metadatas(t *session) {
 	} {
 		callWith(t, t.kv.Range, "Range", md, &pb.RangeRequest{Key: b("k")})
 		callWith(t, t.kv.Put, "Put", md, &pb.PutRequest{Key: b("k")})
-		callWith(t, t.maint.Status, "Status", md, &pb.StatusRequest{})
 		callWith(t, t.cluster.MemberList, "MemberList", md, &pb.MemberListRequest{})
 	}
 }
@@ -213,12 +213,39 @@ func https(t *session) {
 	t.fetch("OPTIONS", "/version", "", "Origin: http://example.com", "Access-Control-Request-Method: GET")
 }
 
+var alarmTypes = []pb.AlarmType{pb.AlarmType_NONE, pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT}
+
 func alarms(t *session) {
-	for _, action := range []pb.AlarmRequest_AlarmAction{pb.AlarmRequest_GET, pb.AlarmRequest_DEACTIVATE} {
-		for _, alarm := range []pb.AlarmType{pb.AlarmType_NONE, pb.AlarmType_NOSPACE, pb.AlarmType_CORRUPT} {
-			call(t, t.maint.Alarm, "Alarm", &pb.AlarmRequest{Action: action, Alarm: alarm})
-		}
+	for _, alarm := range alarmTypes {
+		call(t, t.maint.Alarm, "Alarm", &pb.AlarmRequest{Action: pb.AlarmRequest_GET, Alarm: alarm})
 	}
+}
+
+func alarmChanges(t *session) {
+	alarm := func(action pb.AlarmRequest_AlarmAction, alarm pb.AlarmType) {
+		call(t, t.maint.Alarm, "Alarm", &pb.AlarmRequest{Action: action, Alarm: alarm})
+	}
+	for _, a := range append(alarmTypes, 9) {
+		alarm(pb.AlarmRequest_DEACTIVATE, a)
+	}
+	for _, a := range alarmTypes {
+		alarm(pb.AlarmRequest_ACTIVATE, a)
+		alarm(pb.AlarmRequest_GET, pb.AlarmType_NONE)
+		// What is refused while it is on.
+		t.put(&pb.PutRequest{Key: b("k"), Value: b("v")})
+		t.get(&pb.RangeRequest{Key: b("k")})
+		t.txn(success(opPut("k", "w")))
+		t.txn(success(opDel("k", "")))
+		t.txn(success(opGet("k", "")))
+		t.del(&pb.DeleteRangeRequest{Key: b("k")})
+		t.grant(0x20+int64(a), 600)
+		t.fetch("GET", "/health", "")
+		t.fetch("GET", "/health?exclude=NOSPACE", "")
+		t.fetch("GET", "/readyz?verbose", "")
+		alarm(pb.AlarmRequest_DEACTIVATE, a)
+		alarm(pb.AlarmRequest_DEACTIVATE, a)
+	}
+	t.put(&pb.PutRequest{Key: b("k"), Value: b("v")})
 }
 
 func hashes(t *session) {

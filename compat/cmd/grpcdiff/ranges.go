@@ -139,7 +139,7 @@ func rangeCompacted(t *session) {
 	t.get(&pb.RangeRequest{Key: zero, RangeEnd: zero, Revision: 7})
 }
 
-// stream does one RangeStream and records every message of it, kvs beyond a few by their number and ends.
+// stream does one RangeStream and records every message of it, kvs beyond a few by their number, ends and hash.
 func (t *session) stream(r *pb.RangeRequest) {
 	ctx, cancel := context.WithTimeout(context.Background(), callMax)
 	defer cancel()
@@ -157,7 +157,7 @@ func (t *session) stream(r *pb.RangeRequest) {
 		}
 		text := ""
 		if kvs := m.GetRangeResponse().GetKvs(); len(kvs) > 3 {
-			text = fmt.Sprintf("%d kvs, %s to %s: ", len(kvs), kvs[0].Key, kvs[len(kvs)-1].Key)
+			text = fmt.Sprintf("%d kvs, %s to %s, hash %s: ", len(kvs), kvs[0].Key, kvs[len(kvs)-1].Key, hashOf(t.clean.text(m)))
 			m.RangeResponse.Kvs = nil
 		}
 		t.record(fmt.Sprintf("%s: message %d", name, i), text+t.clean.text(m))

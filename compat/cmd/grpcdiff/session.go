@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -217,6 +218,9 @@ func cmpVersion(key string, result pb.Compare_CompareResult, version int64) *pb.
 func cmpValue(key string, result pb.Compare_CompareResult, value string) *pb.Compare {
 	return &pb.Compare{Key: b(key), Result: result, Target: pb.Compare_VALUE, TargetUnion: &pb.Compare_Value{Value: b(value)}}
 }
+
+// hashOf is a short name for a long answer.
+func hashOf(s string) string { return fmt.Sprintf("%.8x", sha256.Sum256([]byte(s))) }
 
 func compactJSON(in []byte) string {
 	var out strings.Builder

@@ -31,6 +31,8 @@ func init() {
 
 const (
 	collectMax  = 6 * time.Second
+	settleMax   = 3 * time.Second
+	pingEvery   = 150 * time.Millisecond
 	aloneAtOnce = 16
 )
 
@@ -41,6 +43,8 @@ type watchStreamOf struct {
 	stream pb.Watch_WatchClient
 	cancel context.CancelFunc
 	in     chan any
+	// unasked is true while progress replies are those to settle's requests, which are not recorded.
+	unasked bool
 	// sink is where the stream's records go: the session's, or its own while several streams run at once.
 	sink *[]record
 }
@@ -98,6 +102,7 @@ func (w *watchStreamOf) drop(id int64) {
 }
 
 func (w *watchStreamOf) progress() {
+	w.unasked = false
 	w.send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
 }
 
@@ -121,7 +126,9 @@ loop:
 				end = m
 				break loop
 			case *pb.WatchResponse:
-				got = append(got, m)
+				if !w.unasked || !isProgress(m) {
+					got = append(got, m)
+				}
 			}
 			quiet.Reset(quietFor)
 		case <-quiet.C:
@@ -133,6 +140,12 @@ loop:
 			break loop
 		}
 	}
+	w.note(got, end)
+	return got
+}
+
+// note records the responses.
+func (w *watchStreamOf) note(got []*pb.WatchResponse, end error) {
 	sort.SliceStable(got, func(i, j int) bool { return got[i].WatchId < got[j].WatchId })
 	for i, r := range got {
 		w.record(fmt.Sprintf("watch %s: response %d", w.name, i), w.describe(r))
@@ -142,16 +155,62 @@ loop:
 		w.stream = nil
 	}
 	w.record(fmt.Sprintf("watch %s: responses", w.name), fmt.Sprint(len(got)))
-	return got
 }
 
-// describe is a response as text, its events by number and ends when they are many.
+func isProgress(r *pb.WatchResponse) bool {
+	return r.WatchId == -1 && !r.Created && !r.Canceled && len(r.Events) == 0
+}
+
+// settle records all that a new watcher gets. It asks for progress, which the server tells once the watcher has its
+// history; a watcher that was cancelled, or that starts in the future, is told of none, and has until settleMax.
+func (w *watchStreamOf) settle() {
+	if w.stream == nil {
+		return
+	}
+	var got []*pb.WatchResponse
+	var end error
+	w.unasked = true
+	synced, canceled := false, false
+	last := time.Now()
+	deadline := last.Add(settleMax)
+	ping := time.NewTicker(pingEvery)
+	defer ping.Stop()
+	for end == nil && time.Now().Before(deadline) {
+		if quiet := time.Since(last); synced && quiet > pingEvery || canceled && quiet > quietFor {
+			break
+		}
+		select {
+		case m := <-w.in:
+			last = time.Now()
+			switch m := m.(type) {
+			case error:
+				end = m
+			case *pb.WatchResponse:
+				canceled = canceled || m.Canceled
+				if isProgress(m) {
+					synced = true
+				} else {
+					got = append(got, m)
+				}
+			}
+		case <-ping.C:
+			if !synced && len(got) > 0 {
+				// An error shows itself at the receiving end.
+				_ = w.stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+			}
+		}
+	}
+	w.note(got, end)
+}
+
+// describe is a response as text, its events by number, ends and hash when they are many.
 func (w *watchStreamOf) describe(r *pb.WatchResponse) string {
 	if n := len(r.Events); n > 20 {
 		c := proto.Clone(r).(*pb.WatchResponse)
-		first, last := c.Events[0], c.Events[n-1]
+		first, last, hash := c.Events[0], c.Events[n-1], hashOf(w.t.clean.text(c))
 		c.Events = nil
-		return fmt.Sprintf("%d events, %s revision %d to %s revision %d: %s", n, first.Kv.Key, first.Kv.ModRevision, last.Kv.Key, last.Kv.ModRevision, w.t.clean.text(c))
+		return fmt.Sprintf("%d events, %s revision %d to %s revision %d, hash %s: %s",
+			n, first.Kv.Key, first.Kv.ModRevision, last.Kv.Key, last.Kv.ModRevision, hash, w.t.clean.text(c))
 	}
 	return w.t.clean.text(r)
 }
@@ -169,9 +228,9 @@ func (t *session) alone(requests ...*pb.WatchCreateRequest) {
 		turns <- struct{}{}
 		go func() {
 			defer func() { <-turns; wait.Done() }()
-			w := t.openWatchInto(&sinks[i], "alone", nil)
+			w := t.openWatchInto(&sinks[i], t.clean.text(r), nil)
 			w.create(r)
-			w.collect(1)
+			w.settle()
 			w.end()
 		}()
 	}
@@ -270,12 +329,17 @@ func watchCompacted(t *session) {
 			&pb.WatchCreateRequest{Key: b("none"), StartRevision: start})
 	}
 	t.alone(list...)
-	// A watcher that is cancelled gives its id back; the stream lives on.
+	// A watcher that the server cancels keeps its id; the stream lives on.
 	w := t.openWatch("on", nil)
 	w.create(&pb.WatchCreateRequest{Key: b("a"), StartRevision: 2, WatchId: 6})
 	w.collect(2)
 	w.create(&pb.WatchCreateRequest{Key: b("a"), WatchId: 6})
 	w.collect(1)
+	w.drop(6)
+	w.collect(0)
+	w.create(&pb.WatchCreateRequest{Key: b("a"), WatchId: 6})
+	w.create(&pb.WatchCreateRequest{Key: b("a"), WatchId: 7})
+	w.collect(2)
 	t.set("a=4")
 	w.collect(1)
 	// Compaction does not touch a watcher that has what was compacted.
@@ -300,12 +364,12 @@ func watchFilters(t *session) {
 		for _, prev := range []bool{false, true} {
 			w := t.openWatch("filter", nil)
 			w.create(&pb.WatchCreateRequest{Key: zero, RangeEnd: zero, StartRevision: 1, Filters: filters, PrevKv: prev})
-			w.collect(1)
+			w.settle()
 			t.set("l=1", "l=2")
 			t.del(&pb.DeleteRangeRequest{Key: b("l")})
 			t.txn(success(opPut("m", "1"), opPut("l", "3")))
 			t.txn(success(opPut("n", "1"), opDel("l", "n")))
-			w.collect(1)
+			w.collect(0)
 			w.progress()
 			w.collect(1)
 			w.end()

@@ -74,8 +74,12 @@ fn entries_that_go_wrote_are_read_as_puts() {
         let name = &golden.name;
         match (decode_entry(&data), golden.values.as_deref()) {
             (Ok(operations), Some([value])) if !STRICTER_THAN_GO.contains(&name.as_str()) => {
-                let [operation] = &operations[..] else { panic!("{name}: {operations:?}") };
-                let Some(Action::Put(put)) = &operation.action else { panic!("{name}: {operation:?}") };
+                let [operation] = &operations[..] else {
+                    panic!("{name}: {operations:?}")
+                };
+                let Some(Action::Put(put)) = &operation.action else {
+                    panic!("{name}: {operation:?}")
+                };
                 assert_eq!(operation.id(), 0, "{name}: nobody waits for it");
                 value.key.check(name, &put.key);
                 value.val.check(name, &put.value);
@@ -89,7 +93,10 @@ fn entries_that_go_wrote_are_read_as_puts() {
             (other, _) => panic!("{name}: {other:?}"),
         }
     }
-    assert!(read >= 25 && refused >= 9, "{read} read, {refused} refused: files are missing");
+    assert!(
+        read >= 25 && refused >= 9,
+        "{read} read, {refused} refused: files are missing"
+    );
 }
 
 #[test]
@@ -99,7 +106,11 @@ fn no_prefix_of_a_gob_is_an_entry() {
             // The first of two values is whole; all other prefixes are not.
             let whole = decode_entry(&data.slice(..length)).is_ok();
             let first_of_two = golden.name.starts_with("kv_two_");
-            assert!(!whole || first_of_two, "{}: {length} bytes are taken for an entry", golden.name);
+            assert!(
+                !whole || first_of_two,
+                "{}: {length} bytes are taken for an entry",
+                golden.name
+            );
         }
     }
 }

@@ -258,7 +258,11 @@ impl Record {
         if let Some(prev) = self.prev {
             put_position(out, prev);
             put_varint(out, self.depth);
-            assert_eq!(self.anchors.len(), anchors_at(self.depth), "the depth says how many anchors there are");
+            assert_eq!(
+                self.anchors.len(),
+                anchors_at(self.depth),
+                "the depth says how many anchors there are"
+            );
             for anchor in &self.anchors {
                 put_position(out, *anchor);
             }
@@ -440,9 +444,7 @@ impl<'a> RecordRef<'a> {
     pub fn anchor_after(&self, at: i64) -> Option<Position> {
         let newer = |anchor: &Position| anchor.main > at;
         match self.anchors {
-            Anchors::Encoded(mut data) => {
-                std::iter::from_fn(|| take_position(&mut data)).take_while(newer).last()
-            }
+            Anchors::Encoded(mut data) => std::iter::from_fn(|| take_position(&mut data)).take_while(newer).last(),
             Anchors::Decoded(anchors) => anchors.iter().copied().take_while(newer).last(),
         }
     }
@@ -598,7 +600,10 @@ mod tests {
         };
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
-        assert_eq!(bytes, [6, 0xac, 0x02, 2, 5, 3, 9, 7, 0, 17, 4, 1, 8, 7, 6, 5, 4, 3, 2, 1, b'v']);
+        assert_eq!(
+            bytes,
+            [6, 0xac, 0x02, 2, 5, 3, 9, 7, 0, 17, 4, 1, 8, 7, 6, 5, 4, 3, 2, 1, b'v']
+        );
         assert_eq!(Record::decode(&bytes.into()).unwrap(), record);
 
         let tombstone = Record {
@@ -616,15 +621,32 @@ mod tests {
     /// to the previous record where there is none.
     #[test]
     fn anchors_shorten_the_way_into_the_past() {
-        let mut chain = vec![Record { at: Position::start_of(1), ..Default::default() }];
+        let mut chain = vec![Record {
+            at: Position::start_of(1),
+            ..Default::default()
+        }];
         for main in 2..=5000 {
             let last = &chain[chain.len() - 1];
             let (depth, anchors) = last.successor_links();
             let prev = Some(last.at);
-            chain.push(Record { at: Position::start_of(main), prev, depth, anchors, ..Default::default() });
+            chain.push(Record {
+                at: Position::start_of(main),
+                prev,
+                depth,
+                anchors,
+                ..Default::default()
+            });
         }
         let mut steps_max = 0;
-        for (from, to) in [(4999, 0), (4999, 1), (4999, 4998), (4999, 2500), (4096, 17), (300, 0), (16, 0)] {
+        for (from, to) in [
+            (4999, 0),
+            (4999, 1),
+            (4999, 4998),
+            (4999, 2500),
+            (4096, 17),
+            (300, 0),
+            (16, 0),
+        ] {
             let mut encoded = Vec::new();
             let (mut at, mut steps) = (from, 0);
             let target = chain[to].at.main;

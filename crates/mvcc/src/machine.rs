@@ -557,13 +557,17 @@ impl<E: Engine> Machine<E> {
     }
 
     fn push_event(&mut self, kind: EventType, kv: KeyValue, mut prev_kv: Option<KeyValue>) {
-        // "Before" means before the revision. Where a transaction changes a key twice, the second event's previous value
-        // is the first one's. Looked for only then, since a deletion may have any number of events.
-        if prev_kv
+        // "Before" means before the revision, and what the revision created had nothing before it, even if the same
+        // revision deleted it first: etcd sees it so. Where a transaction changes a key more than once, the first change
+        // knows. It is looked for only then, since a deletion may have any number of events.
+        if kv.create_revision == kv.mod_revision {
+            prev_kv = None;
+        } else if prev_kv
             .as_ref()
             .is_some_and(|prev_kv| prev_kv.mod_revision == kv.mod_revision)
         {
-            let mut same_revision = self.step.events.iter().rev().take(self.step.sub as usize - 1);
+            let first = self.step.events.len() - (self.step.sub as usize - 1);
+            let mut same_revision = self.step.events[first..].iter();
             let earlier =
                 same_revision.find(|earlier| earlier.kv.as_ref().is_some_and(|earlier| earlier.key == kv.key));
             prev_kv = earlier.and_then(|earlier| earlier.prev_kv.clone());
@@ -687,7 +691,7 @@ impl<E: Engine> Machine<E> {
                     } else {
                         range.revision
                     };
-                    ResponseOpKind::Range(self.with_snapshot(|snapshot| snapshot.range(range, at))?)
+                    ResponseOpKind::Range(self.with_snapshot(|snapshot| snapshot.range(range, at, None))?)
                 }
                 Some(RequestOpKind::Put(put)) => ResponseOpKind::Put(self.put_in_txn(put)?),
                 Some(RequestOpKind::DeleteRange(delete)) => {

@@ -1,6 +1,7 @@
 //! Answers reads from an engine view: ranges at any uncompacted revision, and what they are built from.
 
 use std::cmp::Ordering as CmpOrdering;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
@@ -8,6 +9,8 @@ use api::kv::{KeyValue, RangeRequest, RangeResponse, ResponseHeader, SortOrder, 
 use api::store::{ScanPage, ScanRequest};
 use api::{Error, LeaseId, RaftIndex, Revision, Span};
 use bytes::{Bytes, BytesMut};
+use hashbrown::HashMap;
+use parking_lot::Mutex;
 use storage::{Cursor, Engine, EngineError, KeyRange, View};
 
 use crate::keys::{self, Record, RecordRef};
@@ -61,6 +64,48 @@ impl Published {
 pub struct Reader<E> {
     engine: Arc<E>,
     published: Arc<Published>,
+    rests: Arc<Mutex<Rests>>,
+}
+
+/// How many keys lie beyond the pages that were read lately.
+///
+/// A page's answer counts all keys that are left in its range. Whoever reads a list page by page reads at one revision,
+/// where nothing changes any more, so the count of the next page follows from that of this one; without remembering it
+/// each page would walk over the whole rest of the list.
+#[derive(Default)]
+struct Rests {
+    counts: HashMap<Rest, i64>,
+    /// In the order in which they are forgotten.
+    order: VecDeque<Rest>,
+}
+
+/// The rest of a list: at which revision, from which key to which end.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Rest {
+    at: Revision,
+    key: Bytes,
+    range_end: Bytes,
+}
+
+/// Most pages whose rest is remembered.
+const RESTS_MAX: usize = 4096;
+/// Most bytes of keys of a rest that is remembered; lists of larger keys count each time.
+const REST_BYTES_MAX: usize = 4096;
+
+impl Rests {
+    fn remember(&mut self, rest: Rest, count: i64) {
+        if rest.key.len() + rest.range_end.len() > REST_BYTES_MAX {
+            return;
+        }
+        if self.counts.insert(rest.clone(), count).is_none() {
+            self.order.push_back(rest);
+            if self.order.len() > RESTS_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.counts.remove(&oldest);
+            }
+        }
+    }
 }
 
 impl<E> Clone for Reader<E> {
@@ -68,6 +113,7 @@ impl<E> Clone for Reader<E> {
         Reader {
             engine: self.engine.clone(),
             published: self.published.clone(),
+            rests: self.rests.clone(),
         }
     }
 }
@@ -77,7 +123,11 @@ const ARENA_BYTES: usize = 64 * 1024;
 
 impl<E: Engine> Reader<E> {
     pub(crate) fn new(engine: Arc<E>, published: Arc<Published>) -> Self {
-        Reader { engine, published }
+        Reader {
+            engine,
+            published,
+            rests: Arc::default(),
+        }
     }
 
     /// The engine, for its statistics.
@@ -156,7 +206,35 @@ impl<E: Engine> Reader<E> {
 
     /// Answers a range.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
-        self.with_snapshot(request.revision, |snapshot, at| snapshot.range(request, at))
+        self.with_snapshot(request.revision, |snapshot, at| {
+            let is_page = request.limit > 0 && !request.count_only && !matches!(request.span(), Span::Key(_));
+            if !is_page || is_sorted_or_filtered(request) {
+                return snapshot.range(request, at, None);
+            }
+            let range_end = &request.range_end;
+            let rest = Rest {
+                at,
+                key: request.key.clone(),
+                range_end: range_end.clone(),
+            };
+            let known = self.rests.lock().counts.get(&rest).copied();
+            let response = snapshot.range(request, at, known)?;
+            if response.more
+                && let Some(last) = response.kvs.last()
+            {
+                let key = [&last.key[..], &[0]].concat().into();
+                // A copy: the request's own is a slice of all that its client sent.
+                let rest = Rest {
+                    at,
+                    key,
+                    range_end: Bytes::copy_from_slice(range_end),
+                };
+                self.rests
+                    .lock()
+                    .remember(rest, response.count - response.kvs.len() as i64);
+            }
+            Ok(response)
+        })
     }
 
     /// Answers one page of a range.
@@ -373,18 +451,20 @@ impl<V: View> Snapshot<'_, V> {
     }
 
     /// Answers a range at revision `at`, which must be whole in this snapshot. The header carries the snapshot's own
-    /// revision.
-    pub(crate) fn range(&self, request: &RangeRequest, at: Revision) -> Result<RangeResponse, Failure> {
+    /// revision. With a count that is `known`, what lies beyond the limit is not looked at.
+    pub(crate) fn range(
+        &self,
+        request: &RangeRequest,
+        at: Revision,
+        known: Option<i64>,
+    ) -> Result<RangeResponse, Failure> {
         let order = SortOrder::try_from(request.sort_order).map_err(|_| Error::InvalidSortOption)?;
         let target = SortTarget::try_from(request.sort_target).map_err(|_| Error::InvalidSortOption)?;
-        let filtered = request.min_mod_revision != 0
-            || request.max_mod_revision != 0
-            || request.min_create_revision != 0
-            || request.max_create_revision != 0;
+        let filtered = is_filtered(request);
         // As in etcd, the order asked for decides whether the limit cuts before or after sorting. It then reads one key
         // more than the limit, and a target other than the key without an order sorts that one too, so that the cut may
         // take another.
-        let in_key_order = order == SortOrder::None || (target == SortTarget::Key && order == SortOrder::Ascend);
+        let in_key_order = is_in_key_order(order, target);
         let limit = usize::try_from(request.limit).unwrap_or(0);
         let fetch_max = if limit > 0 && in_key_order && !filtered {
             limit.saturating_add(1)
@@ -419,6 +499,9 @@ impl<V: View> Snapshot<'_, V> {
         } else {
             self.visit_newest(request.span(), |key, newest| {
                 if gather.kvs.len() >= fetch_max {
+                    if known.is_some() {
+                        return Ok(false);
+                    }
                     count += i64::from(self.existed_at(newest, at)?);
                 } else if let Some(found) = self.record_at(newest, at)? {
                     count += 1;
@@ -451,7 +534,7 @@ impl<V: View> Snapshot<'_, V> {
             }
         }
         response.kvs = kvs;
-        response.count = count;
+        response.count = known.unwrap_or(count);
         Ok(response)
     }
 
@@ -492,11 +575,52 @@ impl<V: View> Snapshot<'_, V> {
     }
 }
 
+fn is_filtered(request: &RangeRequest) -> bool {
+    request.min_mod_revision != 0
+        || request.max_mod_revision != 0
+        || request.min_create_revision != 0
+        || request.max_create_revision != 0
+}
+
+fn is_in_key_order(order: SortOrder, target: SortTarget) -> bool {
+    order == SortOrder::None || (target == SortTarget::Key && order == SortOrder::Ascend)
+}
+
+/// Whether its answer is anything but the first keys of the range in their order.
+fn is_sorted_or_filtered(request: &RangeRequest) -> bool {
+    let order = SortOrder::try_from(request.sort_order);
+    let target = SortTarget::try_from(request.sort_target);
+    let in_key_order = matches!((order, target), (Ok(order), Ok(target)) if is_in_key_order(order, target));
+    is_filtered(request) || !in_key_order
+}
+
 /// Reads an owned record as if in place.
 pub(crate) fn as_ref(record: &Record) -> RecordRef<'_> {
-    let Record { at, prev, depth, ref anchors, tombstone, create, version, lease, digest, ref value } = *record;
+    let Record {
+        at,
+        prev,
+        depth,
+        ref anchors,
+        tombstone,
+        create,
+        version,
+        lease,
+        digest,
+        ref value,
+    } = *record;
     let anchors = keys::Anchors::Decoded(anchors);
-    RecordRef { at, prev, depth, anchors, tombstone, create, version, lease, digest, value }
+    RecordRef {
+        at,
+        prev,
+        depth,
+        anchors,
+        tombstone,
+        create,
+        version,
+        lease,
+        digest,
+        value,
+    }
 }
 
 /// Gathers keys and values into few allocations.

@@ -177,7 +177,7 @@ pub(crate) fn compared_range<V: View>(snapshot: &Snapshot<'_, V>, compare: &Comp
         range_end: compare.range_end.clone(),
         ..Default::default()
     };
-    Ok(snapshot.range(&range, snapshot.revision)?.kvs)
+    Ok(snapshot.range(&range, snapshot.revision, None)?.kvs)
 }
 
 /// Carries out a transaction of plain ranges.
@@ -199,7 +199,7 @@ pub(crate) fn execute_read_only<V: View>(
         } else {
             range.revision
         };
-        let response = snapshot.range(range, at)?;
+        let response = snapshot.range(range, at, None)?;
         responses.push(ResponseOp {
             response: Some(ResponseOpKind::Range(response)),
         });

@@ -244,6 +244,8 @@ struct StreamState {
     pushed: u64,
     /// Watchers to catch up, in turn.
     behind: VecDeque<Behind>,
+    /// Whether the last output was one of catching up, so that what is queued comes next.
+    caught_up: bool,
     /// Whoever waits for the next output.
     waker: Option<Waker>,
 }
@@ -571,10 +573,16 @@ impl<E: Engine> WatchStream for Stream<E> {
             let mut stream = self.shared.state.lock();
             let stream = &mut *stream;
             // A watcher that is behind takes its turn as soon as nothing of it is queued any more, so that others on the
-            // stream, however busy, cannot hold it up for ever.
+            // stream, however busy, cannot hold it up for ever. Nor can it, however long its history, hold up others:
+            // it and the queue take turns.
             let taken = stream.queue.front().map_or(stream.pushed, |queued| queued.number);
-            match stream.behind.iter().position(|behind| behind.after <= taken) {
-                Some(at) => stream.behind.remove(at).map(|behind| behind.watch_id),
+            let queue_first = std::mem::take(&mut stream.caught_up) && !stream.queue.is_empty();
+            let mut due = stream.behind.iter();
+            match due.position(|behind| behind.after <= taken).filter(|_| !queue_first) {
+                Some(at) => {
+                    stream.caught_up = true;
+                    stream.behind.remove(at).map(|behind| behind.watch_id)
+                }
                 None => {
                     if let Some(Queued {
                         output, events, bytes, ..
@@ -688,7 +696,9 @@ impl<E: Engine> Reader<E> {
                 } else {
                     (EventType::Put, record.to_owned().to_key_value(key.clone()))
                 };
-                let prev_kv = if filter.prev_kv && at.main > compacted {
+                // What creates a key has no value before it, even if the same revision deleted the key first.
+                let creates = !record.tombstone && record.create == at.main;
+                let prev_kv = if filter.prev_kv && !creates && at.main > compacted {
                     snapshot.value_before(&key, record.prev, at)?
                 } else {
                     None

@@ -119,6 +119,81 @@ fn pieces_are_bounded_in_bytes() {
     assert_eq!(outputs, [(vec![2, 3], 6), (vec![4, 5], 6), (vec![6], 3)]);
 }
 
+/// While one watcher is caught up over a long history, a live one on the same stream is not kept waiting for its end.
+#[test]
+fn history_does_not_hold_up_news() {
+    let (engine, ()) = MapEngine::fresh();
+    let mut machine = Machine::open(engine, &Options::default()).unwrap();
+    let old: Vec<_> = (0..10_000).map(|at| (at, txn(vec![put("old", "")]))).collect();
+    machine.apply(&[entry(1, 1, &old)]).unwrap();
+    let mut stream = machine.hub().stream();
+    let create = WatchCreate {
+        key: "news".into(),
+        ..Default::default()
+    };
+    let news = stream.create(create).unwrap().watch_id;
+    stream.create(everything(1)).unwrap();
+    machine
+        .apply(&[entry(2, 1, &[(0, txn(vec![put("news", "")]))])])
+        .unwrap();
+
+    let flag = Arc::new(Flag::default());
+    let first_two = [next_output(&mut stream, &flag), next_output(&mut stream, &flag)];
+    let of_news = |output: &Option<WatchOutput>| matches!(output, Some(WatchOutput::Events { watch_id, .. }) if *watch_id == news);
+    assert!(first_two.iter().any(of_news));
+    assert_eq!(
+        drain(&mut stream).last().unwrap().0.last(),
+        Some(&10_002),
+        "and the history comes to its end"
+    );
+}
+
+/// A watcher that comes while entries are being applied, of which nobody gathered the events, misses nothing of what
+/// comes after the revision that it was told.
+#[test]
+fn first_watcher_comes_while_applying() {
+    let mut held_up = 0;
+    for round in 0..300u64 {
+        let (engine, ()) = MapEngine::fresh();
+        let mut machine = Machine::open(engine, &Options::default()).unwrap();
+        let hub = machine.hub().clone();
+        let go = AtomicBool::new(false);
+        let (created, mut stream) = std::thread::scope(|scope| {
+            let go = &go;
+            let watcher = scope.spawn(move || {
+                while !go.load(Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+                for _ in 0..round * 20 {
+                    std::hint::spin_loop();
+                }
+                let mut stream = hub.stream();
+                let start = if round & 1 == 0 { 0 } else { 2 };
+                (stream.create(everything(start)).unwrap(), stream)
+            });
+            go.store(true, Ordering::Release);
+            for index in 1..=20 {
+                let puts: Vec<_> = (0..5).map(|at| (at, txn(vec![put("a", "")]))).collect();
+                machine.apply(&[entry(index, 1, &puts)]).unwrap();
+            }
+            watcher.join().expect("it watches")
+        });
+        held_up += u64::from((2..101).contains(&created.revision));
+        let first = if round & 1 == 0 { created.revision + 1 } else { 2 };
+        let seen: Vec<i64> = drain(&mut stream)
+            .into_iter()
+            .flat_map(|(revisions, _)| revisions)
+            .collect();
+        assert_eq!(
+            seen,
+            (first..=101).collect::<Vec<_>>(),
+            "round {round}, created at {}",
+            created.revision
+        );
+    }
+    assert!(held_up > 0, "some came in the middle");
+}
+
 /// One writer, readers, watchers that come and go, and compaction, all at once. Every revision writes the same number
 /// to two keys, and it is the revision's own, so that every answer can be checked without knowing what went on.
 fn under_threads<E: TestEngine>(how_long: Duration) {

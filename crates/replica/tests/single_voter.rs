@@ -5,12 +5,12 @@ use std::sync::Arc;
 use api::codec::{Action, Operation, decode_entry, encode_operation};
 use api::kv::PutRequest;
 use api::{Error, RequestId};
+use metastore_replica::{Config, Effect, Input, Proposal, Replica, ReplicaError, Role};
 use mvcc::Committed;
 use mvcc::machine::Command;
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use raft::eraftpb::{Entry, HardState};
-use metastore_replica::{Config, Effect, Input, Proposal, Replica, ReplicaError, Role};
 use storage::{AppendStats, LogError, RaftLog};
 
 /// A log in memory whose writes are durable when the test says so: a crash loses the rest.

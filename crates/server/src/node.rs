@@ -623,7 +623,9 @@ fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
     let live = engine.live_bytes().max(shared.reader.key_bytes());
     shared.db_live_bytes.store(live, Ordering::Relaxed);
     // Never 0, which etcdctl divides by.
-    shared.db_bytes.store(engine.disk_bytes().max(live).max(1), Ordering::Relaxed);
+    shared
+        .db_bytes
+        .store(engine.disk_bytes().max(live).max(1), Ordering::Relaxed);
     shared.log_bytes.store(log.disk_bytes(), Ordering::Relaxed);
     let config = &shared.config;
     let free = match storage::disk::free_bytes(&config.data_dir) {
@@ -636,7 +638,11 @@ fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
     let reserve = config.disk_reserve_bytes;
     // Without a quota of its own the store may grow until the disk's reserve is reached.
     let room = shared.db_bytes.load(Ordering::Relaxed) + free.saturating_sub(reserve);
-    let quota = if config.quota_bytes > 0 { config.quota_bytes } else { room };
+    let quota = if config.quota_bytes > 0 {
+        config.quota_bytes
+    } else {
+        room
+    };
     shared.db_quota_bytes.store(quota, Ordering::Relaxed);
     if free < reserve && !shared.disk_full.swap(true, Ordering::AcqRel) {
         tracing::warn!(

@@ -271,6 +271,9 @@ impl Engine for RocksEngine {
     }
 
     fn get_durable(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        // Whoever asks learns here that a background flush has failed. The writer may not: after one for want of space,
+        // RocksDB holds writers up until there is space again, for as long as that takes.
+        self.shared.failure.check()?;
         self.shared
             .get(family, key, if self.wal { &self.newest } else { &self.durable })
     }

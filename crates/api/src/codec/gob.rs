@@ -51,7 +51,11 @@ const FIELDS: &[u8] = b"\x00\x01\x02\x01\x03Key\x01\x0c\x00\x01\x03Val\x01\x0c\x
 /// The definition must be that of the one struct that was ever written. Go itself would match fields by name and skip
 /// what it does not know; here anything else means that we do not know what was meant.
 fn check_definition(definition: &[u8]) -> Result<(), &'static str> {
-    if definition.ends_with(FIELDS) { Ok(()) } else { Err("the type is not struct{ Key, Val string }") }
+    if definition.ends_with(FIELDS) {
+        Ok(())
+    } else {
+        Err("the type is not struct{ Key, Val string }")
+    }
 }
 
 struct Reader<'a> {

@@ -250,14 +250,17 @@ impl Model {
                     mod_revision: change.rev,
                     ..Default::default()
                 };
+                // etcd does not even look for what was before an event that creates its key.
+                let created = change.kv.as_ref().is_some_and(|kv| kv.create_revision == change.rev);
+                let before = self.key_at(&change.key, change.rev - 1);
+                let r#type = match change.kv {
+                    Some(_) => EventType::Put,
+                    None => EventType::Delete,
+                };
                 Event {
-                    r#type: if change.kv.is_some() {
-                        EventType::Put
-                    } else {
-                        EventType::Delete
-                    } as i32,
+                    r#type: r#type as i32,
                     kv: Some(change.kv.clone().unwrap_or(deleted)),
-                    prev_kv: self.key_at(&change.key, change.rev - 1),
+                    prev_kv: before.filter(|_| !created),
                 }
             })
             .collect()
