@@ -72,6 +72,7 @@ func (c *cleaner) message(m protoreflect.Message) {
 		one(&v.RaftAppliedIndex)
 		one(&v.DbSize)
 		one(&v.DbSizeInUse)
+		one(&v.DbSizeQuota)
 		if !c.exactIDs {
 			one(&v.Leader)
 		}

@@ -19,6 +19,9 @@ use storage::{Batch, Cursor, Engine, EngineError, KeyRange, View};
 use crate::keys::{self, Position, StateRecord};
 use crate::machine::Machine;
 
+/// Most bytes that one step moves, exceeded by one record at most: large values must not make long steps.
+const STEP_BYTES_MAX: usize = 1 << 20;
+
 /// A physical compaction that is under way.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
@@ -152,7 +155,7 @@ impl<E: Engine> Machine<E> {
         cursor.seek_first()?;
         while let Some((key, data)) = cursor.entry() {
             let at = keys::position_of(key)?;
-            if *scanned == keys_max {
+            if *scanned == keys_max || batch.size_bytes() >= STEP_BYTES_MAX {
                 return Ok(Some(at));
             }
             *scanned += 1;

@@ -611,9 +611,24 @@ impl<E: Engine> WatchStream for Stream<E> {
 
 impl<E: Engine> Drop for Stream<E> {
     fn drop(&mut self) {
-        let ids: Vec<i64> = self.shared.state.lock().watchers.keys().copied().collect();
-        for id in ids {
-            self.remove(id);
+        // All at once: removing its watchers one by one would look at everything queued, and at everybody who watches
+        // the same, once for each of them.
+        let mut hub = self.hub.state.lock();
+        let mut stream = self.shared.state.lock();
+        let stream = &mut *stream;
+        self.hub
+            .pending_events
+            .fetch_sub(stream.queued_events, Ordering::Relaxed);
+        stream.queue.clear();
+        (stream.queued_events, stream.queued_bytes) = (0, 0);
+        stream.behind.clear();
+        let behind = stream.watchers.values().filter(|watcher| !watcher.live).count();
+        self.hub.behind.fetch_sub(behind, Ordering::Relaxed);
+        self.hub.watchers.fetch_sub(stream.watchers.len(), Ordering::AcqRel);
+        let live = stream.watchers.drain().filter(|(_, watcher)| watcher.live);
+        let interests: hashbrown::HashSet<interest::Key> = live.map(|(_, watcher)| watcher.interest()).collect();
+        for interest in interests {
+            hub.interests.leave_all(&interest, self.shared.id);
         }
         self.hub.streams.fetch_sub(1, Ordering::Relaxed);
     }

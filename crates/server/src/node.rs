@@ -8,7 +8,7 @@
 //! | `clock` | time | ticks, lease expiry |
 //! | `upkeep` | time | flushes the engine, trims the log, watches the disk |
 //!
-//! What bounds the queues: proposals are bounded when they enter [`Pending`], and stay there until they are applied, so
+//! What bounds the queues: proposals are bounded when they enter `Pending`, and stay there until they are applied, so
 //! entries to write and to apply are bounded with them; everything else on the way is one item per finished piece of
 //! work.
 

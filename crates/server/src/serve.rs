@@ -164,11 +164,12 @@ pub fn run(
     let Identity {
         cluster_id, member_id, ..
     } = identity;
+    // The log first: where it is damaged the engine's files stay as they are.
+    let log = Arc::new(RaftEngineLog::open(data_dir.raft_dir(), &RaftLogOptions::default())?);
     let engine = Arc::new(match &config.engine {
         EngineConfig::Rocks(options) => AnyEngine::open_rocks(&data_dir.engine_dir(), FAMILIES, options)?,
         EngineConfig::Memory => AnyEngine::open_memory(&data_dir.engine_dir(), FAMILIES)?,
     });
-    let log = Arc::new(RaftEngineLog::open(data_dir.raft_dir(), &RaftLogOptions::default())?);
 
     config.node.cluster_id = cluster_id;
     config.node.replica.id = member_id;

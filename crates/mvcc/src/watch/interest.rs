@@ -138,6 +138,16 @@ impl Interests {
         }
     }
 
+    /// Removes all watchers of a stream that want this.
+    pub(super) fn leave_all(&mut self, key: &Key, stream_id: u64) {
+        let Some(&slot) = self.by_key.get(key) else { return };
+        let interest = self.slots[slot].as_mut().expect("the index holds used slots only");
+        interest.members.retain(|member| member.stream_id != stream_id);
+        if interest.members.is_empty() {
+            self.forget(slot);
+        }
+    }
+
     fn forget(&mut self, slot: usize) {
         let Some(Interest { key, .. }) = self.slots[slot].take() else {
             return;
