@@ -168,12 +168,46 @@ impl TxnRequest {
 #[derive(Default)]
 struct Writes<'a> {
     puts: std::collections::BTreeSet<&'a [u8]>,
-    deletes: Vec<Span<'a>>,
+    /// Start (inclusive) to end (exclusive) of disjoint ranges, so that a look-up costs the logarithm of their number: a
+    /// request that fits the size limit may hold tens of thousands of them.
+    deletes: std::collections::BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl<'a> Writes<'a> {
+    fn delete(&mut self, span: Span<'_>) {
+        let (start, end) = match span {
+            Span::Key(key) => (key.to_vec(), [key, &[0]].concat()),
+            Span::Range(start, end) => (start.to_vec(), end.to_vec()),
+            // An end of `\0` is taken as it stands here, so that deleting "everything from a key on" clashes with no
+            // put: so does etcd, and transactions that it takes must not be refused.
+            Span::From(_) => return,
+        };
+        self.delete_range(start, end);
+    }
+
+    /// Adds a range; ranges that touch it become one with it.
+    fn delete_range(&mut self, mut start: Vec<u8>, mut end: Vec<u8>) {
+        if start >= end {
+            return;
+        }
+        if let Some((before, before_end)) = self.deletes.range(..=start.clone()).next_back()
+            && *before_end >= start
+        {
+            start.clone_from(before);
+            end = end.max(before_end.clone());
+        }
+        while let Some((next, next_end)) = self.deletes.range(start.clone()..=end.clone()).next() {
+            end = end.max(next_end.clone());
+            let next = next.clone();
+            self.deletes.remove(&next);
+        }
+        self.deletes.insert(start, end);
+    }
+
     fn deletes_key(&self, key: &[u8]) -> bool {
-        self.deletes.iter().any(|span| span.contains(key))
+        use std::ops::Bound::{Included, Unbounded};
+        let before = self.deletes.range::<[u8], _>((Unbounded, Included(key))).next_back();
+        before.is_some_and(|(_, end)| key < &end[..])
     }
 
     /// Whether a nested branch puts what was put or deleted before it. The other way round (a nested delete of what an
@@ -187,7 +221,9 @@ impl<'a> Writes<'a> {
 
     fn absorb(&mut self, other: Writes<'a>) {
         self.puts.extend(other.puts);
-        self.deletes.extend(other.deletes);
+        for (start, end) in other.deletes {
+            self.delete_range(start, end);
+        }
     }
 }
 
@@ -196,12 +232,8 @@ impl<'a> Writes<'a> {
 fn check_duplicates(ops: &[RequestOp]) -> Result<Writes<'_>, Error> {
     let mut writes = Writes::default();
     for op in ops {
-        // An end of `\0` is taken as it stands here, so that deleting "everything from a key on" clashes with no put: so
-        // does etcd, and transactions that it takes must not be refused.
-        if let Some(RequestOpKind::DeleteRange(delete)) = &op.request
-            && !matches!(delete.span(), Span::From(_))
-        {
-            writes.deletes.push(delete.span());
+        if let Some(RequestOpKind::DeleteRange(delete)) = &op.request {
+            writes.delete(delete.span());
         }
     }
     for op in ops {

@@ -352,6 +352,11 @@ impl<E: Engine> Machine<E> {
         step.batch.put(keys::META, keys::STATE, &step.scratch);
 
         let batch = std::mem::replace(&mut step.batch, self.engine.batch());
+        // Before the write, so that whoever sees an effect of a compaction knows of it. Readers are refused a moment
+        // early; should the write fail, the node stops.
+        self.published
+            .compacted
+            .store(self.state.compacted, std::sync::atomic::Ordering::Release);
         let stats = self.engine.write(batch)?;
 
         for (key, record) in &step.overlay.cur {
@@ -852,8 +857,8 @@ impl<E: Engine> txn::Newest for Machine<E> {
         Ok(live.map(|record| record.to_key_value(key.clone())))
     }
 
-    fn key_values(&mut self, compare: &Compare) -> Result<Vec<KeyValue>, Failure> {
-        self.with_snapshot(|snapshot| txn::compared_range(snapshot, compare))
+    fn range_satisfies(&mut self, compare: &Compare) -> Result<bool, Failure> {
+        self.with_snapshot(|snapshot| txn::range_satisfies(snapshot, compare))
     }
 
     fn has_lease(&self, id: i64) -> bool {

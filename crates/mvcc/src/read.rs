@@ -178,8 +178,9 @@ impl<E: Engine> Reader<E> {
     ) -> Result<T, Failure> {
         loop {
             let current = self.revision();
-            // The order matters. The view may hold more than `current`, which reads look past. It holds nothing of a
-            // physical compaction beyond `compacted`, since that is published before the first step of one.
+            // The order matters. The view may hold more than `current`, which reads look past. It holds no effect of a
+            // compaction beyond `compacted` (a chain cut at a tombstone, a log that was dropped), since that is
+            // published before the write that has the effect.
             let view = self.engine.view();
             let compacted = self.compacted();
             let at = if revision <= 0 { current } else { revision };
@@ -188,6 +189,9 @@ impl<E: Engine> Reader<E> {
             }
             if at < compacted {
                 if revision <= 0 {
+                    // The apply thread is about to publish a revision after the compacted one.
+                    std::hint::spin_loop();
+                    std::thread::yield_now();
                     continue;
                 }
                 return Err(Error::Compacted.into());
@@ -450,6 +454,22 @@ impl<V: View> Snapshot<'_, V> {
         }
     }
 
+    /// Visits what every key of a range was at `at`, in order, until told to stop.
+    pub(crate) fn visit_at(
+        &self,
+        span: Span<'_>,
+        at: Revision,
+        mut visit: impl FnMut(&[u8], RecordRef<'_>) -> bool,
+    ) -> Result<(), Failure> {
+        self.visit_newest(span, |key, newest| {
+            Ok(match self.record_at(newest, at)? {
+                Some(Found::Newest(record)) => visit(key, record),
+                Some(Found::Past(record)) => visit(key, as_ref(&record)),
+                None => true,
+            })
+        })
+    }
+
     /// Answers a range at revision `at`, which must be whole in this snapshot. The header carries the snapshot's own
     /// revision. With a count that is `known`, what lies beyond the limit is not looked at.
     pub(crate) fn range(
@@ -590,7 +610,10 @@ fn is_in_key_order(order: SortOrder, target: SortTarget) -> bool {
 fn is_sorted_or_filtered(request: &RangeRequest) -> bool {
     let order = SortOrder::try_from(request.sort_order);
     let target = SortTarget::try_from(request.sort_target);
-    let in_key_order = matches!((order, target), (Ok(order), Ok(target)) if is_in_key_order(order, target));
+    // Without an order but with another target the first keys are taken and then sorted: what is left is not what
+    // comes after the last of them.
+    let in_key_order =
+        matches!((order, target), (Ok(order), Ok(SortTarget::Key)) if is_in_key_order(order, SortTarget::Key));
     is_filtered(request) || !in_key_order
 }
 

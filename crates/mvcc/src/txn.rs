@@ -19,8 +19,8 @@ pub(crate) trait Newest {
     /// The key as clients see it; `None` if it does not exist.
     fn key_value(&mut self, key: &Bytes) -> Result<Option<KeyValue>, Failure>;
 
-    /// All keys of a range as clients see them.
-    fn key_values(&mut self, compare: &Compare) -> Result<Vec<KeyValue>, Failure>;
+    /// Whether all keys of the compare's range satisfy it.
+    fn range_satisfies(&mut self, compare: &Compare) -> Result<bool, Failure>;
 
     /// Whether there is such a lease.
     fn has_lease(&self, id: i64) -> bool;
@@ -98,11 +98,7 @@ fn compare_holds(state: &mut impl Newest, compare: &Compare) -> Result<bool, Fai
             None => missing_satisfies(compare),
         });
     }
-    let kvs = state.key_values(compare)?;
-    if kvs.is_empty() {
-        return Ok(missing_satisfies(compare));
-    }
-    Ok(kvs.iter().all(|kv| key_satisfies(compare, kv)))
+    state.range_satisfies(compare)
 }
 
 /// A key that does not exist never satisfies a compare of its value; its numbers are all 0.
@@ -156,8 +152,8 @@ impl<V: View> Newest for Pinned<'_, '_, V> {
             .map(|record| record.to_key_value(key.clone())))
     }
 
-    fn key_values(&mut self, compare: &Compare) -> Result<Vec<KeyValue>, Failure> {
-        compared_range(self.0, compare)
+    fn range_satisfies(&mut self, compare: &Compare) -> Result<bool, Failure> {
+        range_satisfies(self.0, compare)
     }
 
     fn has_lease(&self, _id: i64) -> bool {
@@ -169,15 +165,24 @@ impl<V: View> Newest for Pinned<'_, '_, V> {
     }
 }
 
-/// The keys that a compare with a range looks at.
-pub(crate) fn compared_range<V: View>(snapshot: &Snapshot<'_, V>, compare: &Compare) -> Result<Vec<KeyValue>, Failure> {
-    debug_assert!(!matches!(Span::new(&compare.key, &compare.range_end), Span::Key(_)));
-    let range = RangeRequest {
-        key: compare.key.clone(),
-        range_end: compare.range_end.clone(),
-        ..Default::default()
-    };
-    Ok(snapshot.range(&range, snapshot.revision, None)?.kvs)
+/// Looks at the keys of a compare's range one by one, keeps none of them and stops at the first that does not satisfy it.
+pub(crate) fn range_satisfies<V: View>(snapshot: &Snapshot<'_, V>, compare: &Compare) -> Result<bool, Failure> {
+    let of_value = compare.target == CompareTarget::Value as i32;
+    let (mut any, mut all) = (false, true);
+    snapshot.visit_at(
+        Span::new(&compare.key, &compare.range_end),
+        snapshot.revision,
+        |_, record| {
+            any = true;
+            let mut kv = record.to_bare_key_value(Bytes::new());
+            if of_value {
+                kv.value = Bytes::copy_from_slice(record.value);
+            }
+            all = key_satisfies(compare, &kv);
+            all
+        },
+    )?;
+    Ok(if any { all } else { missing_satisfies(compare) })
 }
 
 /// Carries out a transaction of plain ranges.

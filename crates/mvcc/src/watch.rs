@@ -477,6 +477,8 @@ impl<E: Engine> WatchStream for Stream<E> {
         {
             return Err(WatchError::EmptyRange);
         }
+        // Copies: what came is a slice of all that its client sent, which a watcher must not keep alive.
+        let (key, range_end) = (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&range_end));
         let mut hub = self.hub.state.lock();
         let mut stream = self.shared.state.lock();
         let watch_id = match id {

@@ -72,6 +72,8 @@ pub struct NodeConfig {
     pub catchup_entries: u64,
     /// Where the data lies, for watching its disk.
     pub data_dir: PathBuf,
+    /// Where the log lies, likewise.
+    pub log_dir: PathBuf,
     /// Free bytes on the disk below which writes are refused (`--disk-reserve-bytes`).
     pub disk_reserve_bytes: u64,
     /// Bytes that the store may occupy (`--quota-backend-bytes`); 0 for as many as the disk has room for.
@@ -95,6 +97,7 @@ impl NodeConfig {
             flush_writes_all: false,
             catchup_entries: 5000,
             data_dir: PathBuf::new(),
+            log_dir: PathBuf::new(),
             disk_reserve_bytes: 256 << 20,
             quota_bytes: 0,
             warn_apply: Duration::from_millis(100),
@@ -298,12 +301,17 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         crate::NodeStore::new(self.shared.clone())
     }
 
-    /// Waits until this member can answer linearizable reads; `false` if it takes longer than `timeout` or fails.
+    /// Waits until this member can answer linearizable reads; `false` if nothing is replayed from the log for `timeout`,
+    /// or if it fails. As long as it gets on, a long log may take its time.
     pub fn wait_ready(&self, timeout: Duration) -> bool {
-        let begun = Instant::now();
-        while begun.elapsed() < timeout && !self.shared.failed.load(Ordering::Acquire) {
+        let (mut moved, mut applied) = (Instant::now(), 0);
+        while moved.elapsed() < timeout && !self.shared.failed.load(Ordering::Acquire) {
             if self.shared.reads_locally.load(Ordering::Acquire) {
                 return true;
+            }
+            let now = *self.shared.applied.borrow();
+            if now != applied {
+                (moved, applied) = (Instant::now(), now);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -628,14 +636,20 @@ fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
         .store(engine.disk_bytes().max(live).max(1), Ordering::Relaxed);
     shared.log_bytes.store(log.disk_bytes(), Ordering::Relaxed);
     let config = &shared.config;
-    let free = match storage::disk::free_bytes(&config.data_dir) {
-        Ok(free) => free,
-        Err(error) => {
+    // The log may lie on another disk than the data; the fuller one counts.
+    let free = [&config.data_dir, &config.log_dir]
+        .into_iter()
+        .map(|dir| storage::disk::free_bytes(dir));
+    let free = match free.min_by_key(|free| *free.as_ref().unwrap_or(&0)) {
+        Some(Ok(free)) => free,
+        Some(Err(error)) => {
             tracing::warn!(%error, "the disk's free space is unknown");
             return;
         }
+        None => unreachable!("two directories are looked at"),
     };
-    let reserve = config.disk_reserve_bytes;
+    // An engine that writes all its data anew needs room for it beside what is there.
+    let reserve = config.disk_reserve_bytes + if config.flush_writes_all { live } else { 0 };
     // Without a quota of its own the store may grow until the disk's reserve is reached.
     let room = shared.db_bytes.load(Ordering::Relaxed) + free.saturating_sub(reserve);
     let quota = if config.quota_bytes > 0 {
@@ -666,6 +680,10 @@ fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inb
     while !shared.stopping() {
         std::thread::sleep(UPKEEP_INTERVAL);
         upkeep_measure(shared, log);
+        // A watcher may have met a failure that no write meets.
+        if let Some(error) = shared.hub.failure() {
+            return shared.fail(&error.to_string());
+        }
         let durable = match Machine::durable_index(&**engine) {
             Ok(durable) => durable,
             Err(error) => return shared.fail(&error.to_string()),

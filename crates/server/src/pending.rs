@@ -1,6 +1,5 @@
 //! Proposals and reads that wait for their answer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use api::{Error, RaftIndex, RequestId};
@@ -31,29 +30,15 @@ struct Waiter {
     bytes: usize,
 }
 
-/// A proposal's place among the waiting; leaving it gives the place up.
+/// A proposal's place among the waiting. It is given up when the proposal is applied or refused, and not before: an
+/// operation whose client went away is still on its way, and still counts.
 pub(crate) struct Place {
-    pending: Arc<Pending>,
-    id: RequestId,
     reply: oneshot::Receiver<Result<Outcome, Error>>,
 }
 
 impl Place {
     pub(crate) async fn outcome(&mut self) -> Result<Outcome, Error> {
         (&mut self.reply).await.unwrap_or(Err(Error::Stopped))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Answered places were given up by whoever answered.
-        if self
-            .reply
-            .try_recv()
-            .is_err_and(|error| error == oneshot::error::TryRecvError::Empty)
-        {
-            self.pending.state.lock().remove(self.id);
-        }
     }
 }
 
@@ -81,7 +66,7 @@ impl Pending {
     }
 
     /// Takes a place for a proposal.
-    pub(crate) fn enter(self: &Arc<Self>, id: RequestId, bytes: usize) -> Result<Place, Error> {
+    pub(crate) fn enter(&self, id: RequestId, bytes: usize) -> Result<Place, Error> {
         let (sender, reply) = oneshot::channel();
         let mut state = self.state.lock();
         if state.stopped {
@@ -93,11 +78,7 @@ impl Pending {
         state.bytes += bytes;
         state.proposals.insert(id, Waiter { reply: sender, bytes });
         drop(state);
-        Ok(Place {
-            pending: self.clone(),
-            id,
-            reply,
-        })
+        Ok(Place { reply })
     }
 
     /// Takes a place for a read.

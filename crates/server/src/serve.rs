@@ -176,6 +176,7 @@ pub fn run(
     config.node.replica.seed = member_id;
     config.node.replica.first_voters = vec![member_id];
     config.node.data_dir = config.data_dir.clone();
+    config.node.log_dir = data_dir.raft_dir().to_path_buf();
     config.node.flush_writes_all = matches!(config.engine, EngineConfig::Memory);
     config.node.member = Member {
         id: member_id,
@@ -279,8 +280,14 @@ async fn bind_all(config: &ServerConfig) -> Result<Vec<Listener>, ServeError> {
                 }
             }
             Address::Unix(path) => {
-                // A socket file that nobody listens on is left over from a process that was killed.
-                if path.exists() && tokio::net::UnixStream::connect(path).await.is_err() {
+                // A socket file that nobody listens on is left over from a process that was killed. Nothing else is
+                // removed: the path may be mistyped, and a busy listener answers otherwise.
+                use std::os::unix::fs::FileTypeExt as _;
+                let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
+                if is_socket
+                    && let Err(error) = tokio::net::UnixStream::connect(path).await
+                    && error.kind() == io::ErrorKind::ConnectionRefused
+                {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 let listener = UnixListener::bind(path).map_err(failed)?;

@@ -103,3 +103,45 @@ fn no_prefix_of_an_entry_is_an_entry() {
         assert!(decode_entry(&data.slice(..length)).is_err(), "{length}");
     }
 }
+
+/// What validation lets through, the log must be able to give back: a committed entry that does not decode would stop
+/// every member for good.
+#[test]
+fn the_deepest_valid_transaction_survives_the_log() {
+    use crate::kv::{Compare, RequestOp, RequestOpKind, TargetUnion};
+    use crate::limits::TXN_DEPTH_MAX;
+    let op = |kind| RequestOp { request: Some(kind) };
+    let compare = || Compare {
+        key: "c".into(),
+        target_union: Some(TargetUnion::Value("v".into())),
+        ..Default::default()
+    };
+    let leaf = PutRequest {
+        key: "k".into(),
+        value: "v".into(),
+        ..Default::default()
+    };
+    let nested = |depth: usize| {
+        let mut txn = TxnRequest {
+            compare: vec![compare()],
+            success: vec![op(RequestOpKind::Put(leaf.clone()))],
+            failure: vec![],
+        };
+        for _ in 1..depth {
+            txn = TxnRequest {
+                compare: vec![compare()],
+                success: vec![op(RequestOpKind::Txn(txn))],
+                failure: vec![],
+            };
+        }
+        txn
+    };
+    assert_eq!(nested(TXN_DEPTH_MAX + 1).validate(1000), Err(crate::Error::TooManyOps));
+    let deepest = nested(TXN_DEPTH_MAX);
+    deepest.validate(1000).unwrap();
+    let operations = vec![
+        Operation::new(1, Action::Txn(deepest.clone())),
+        Operation::new(2, Action::Txn(deepest)),
+    ];
+    assert_eq!(decode_entry(&entry(&operations)).unwrap(), operations);
+}
