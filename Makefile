@@ -2,15 +2,23 @@
 # make test   the whole test suite
 # make check  what must pass before a change lands: lint, deny, test
 # make bench  the benchmarks
+# make sim    clusters under simulation, all cores, until it is interrupted; SIM="--seed 7" for one seed
+# make robustness  random faults on a real cluster, on each engine; DURATION=10m SEED=7 for more than a minute
 # Flags for the node: make run ARGS="--storage memory"
 
-.PHONY: run test check lint deny bench deps test-deps
+.PHONY: run test check lint deny bench robustness sim deps test-deps
 
 run: deps
 	cargo run --locked --release -p metastore -- $(ARGS)
 
 test: test-deps
 	cargo test --locked --workspace
+
+sim: deps
+	cargo run --locked --release -p metastore-sim -- $(SIM)
+
+robustness: test-deps
+	scripts/robustness.sh
 
 check: lint deny test
 

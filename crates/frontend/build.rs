@@ -16,8 +16,8 @@ const FILES: [&str; 6] = [
     "health.proto",
 ];
 
-/// Messages that crate `api` has: what the store takes and returns goes over the wire as it is.
-const IN_API: [&str; 25] = [
+/// Messages, and an enumeration, that crate `api` has: what the store takes and returns goes over the wire as it is.
+const IN_API: [&str; 29] = [
     "mvccpb.KeyValue",
     "mvccpb.Event",
     "etcdserverpb.ResponseHeader",
@@ -43,6 +43,10 @@ const IN_API: [&str; 25] = [
     "etcdserverpb.LeaseStatus",
     "etcdserverpb.LeaseLeasesResponse",
     "etcdserverpb.Member",
+    "etcdserverpb.AlarmType",
+    "etcdserverpb.AlarmRequest",
+    "etcdserverpb.AlarmMember",
+    "etcdserverpb.AlarmResponse",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

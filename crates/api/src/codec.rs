@@ -16,7 +16,10 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::RequestId;
-use crate::kv::{CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, TxnRequest};
+use crate::kv::{
+    AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, Member, PutRequest,
+    TxnRequest,
+};
 
 mod gob;
 
@@ -33,7 +36,7 @@ pub struct Operation {
     #[prost(message, optional, tag = "100")]
     pub header: Option<OperationHeader>,
     /// What was asked.
-    #[prost(oneof = "Action", tags = "4, 5, 6, 7, 8, 9, 11")]
+    #[prost(oneof = "Action", tags = "4, 5, 6, 7, 8, 9, 10, 11, 1301, 2001, 2002")]
     pub action: Option<Action>,
 }
 
@@ -67,8 +70,80 @@ pub enum Action {
     LeaseGrant(LeaseGrantRequest),
     #[prost(message, tag = "9")]
     LeaseRevoke(LeaseRevokeRequest),
+    #[prost(message, tag = "10")]
+    Alarm(AlarmRequest),
     #[prost(message, tag = "11")]
     LeaseCheckpoint(LeaseCheckpointRequest),
+    #[prost(message, tag = "1301")]
+    MemberAttributes(MemberAttributesRequest),
+    #[prost(message, tag = "2001")]
+    MemberChange(MemberChange),
+    #[prost(message, tag = "2002")]
+    MemberUpdate(MemberUpdate),
+}
+
+/// What a member says of itself once it has started (etcd's `ClusterMemberAttrSetRequest`).
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MemberAttributesRequest {
+    /// The member.
+    #[prost(uint64, tag = "1")]
+    pub member_id: u64,
+    /// What it says.
+    #[prost(message, optional, tag = "2")]
+    pub attributes: Option<MemberAttributes>,
+}
+
+/// See [`MemberAttributesRequest`].
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MemberAttributes {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Where clients reach it.
+    #[prost(string, repeated, tag = "2")]
+    pub client_urls: Vec<String>,
+}
+
+/// A change of the Raft configuration. It is the context of a Raft entry of that kind, never an operation of a batch:
+/// Raft must know of it as well.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MemberChange {
+    /// What changes.
+    #[prost(enumeration = "MemberChangeKind", tag = "1")]
+    pub kind: i32,
+    /// The member to add, or the id of the member to promote or remove.
+    #[prost(message, optional, tag = "2")]
+    pub member: Option<Member>,
+}
+
+impl MemberChange {
+    /// The member it is about; 0 if it names none, which no state machine carries out.
+    pub fn member_id(&self) -> u64 {
+        self.member.as_ref().map_or(0, |member| member.id)
+    }
+}
+
+/// See [`MemberChange`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum MemberChangeKind {
+    /// A member joins, as a voter or a learner.
+    Add = 0,
+    /// A member leaves for good.
+    Remove = 1,
+    /// A learner gets a vote.
+    Promote = 2,
+}
+
+/// Where peers reach a member from now on.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct MemberUpdate {
+    /// The member.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Its new peer URLs.
+    #[prost(string, repeated, tag = "2")]
+    pub peer_urls: Vec<String>,
 }
 
 /// Replicates how much of their time leases have left.

@@ -157,6 +157,17 @@ errors! {
     /// The node lags behind the index that the read needs.
     TimeoutWaitAppliedIndex, Unavailable, Retry,
         "etcdserver: request timed out, waiting for the applied index took too long";
+    /// A learner that lags too far behind the leader to become a voter.
+    LearnerNotReady, FailedPrecondition, Retry,
+        "etcdserver: can only promote a learner member which is in sync with leader";
+    /// As many learners as `--max-learners` allows are there already.
+    TooManyLearners, FailedPrecondition, Fix, "etcdserver: too many learner members in cluster";
+    /// A membership change after which the members that were ever started would be no quorum. What reaches the wire from
+    /// etcd is Unknown.
+    NotEnoughStarted, Unknown, Fix,
+        "etcdserver: re-configuration failed due to not enough started members";
+    /// The new leader did not take over in time. etcd has no code for it.
+    TimeoutLeaderTransfer, Unknown, Retry, "etcdserver: request timed out, leader transfer took too long";
     /// Too few members are up for a membership change.
     Unhealthy, Unavailable, Retry, "etcdserver: unhealthy cluster";
 }

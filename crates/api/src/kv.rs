@@ -492,3 +492,63 @@ pub struct Member {
     #[prost(bool, tag = "5")]
     pub is_learner: bool,
 }
+
+/// What [`AlarmRequest`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum AlarmAction {
+    /// List active alarms.
+    Get = 0,
+    /// Raise an alarm.
+    Activate = 1,
+    /// End an alarm.
+    Deactivate = 2,
+}
+
+/// A condition that an operator must look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum AlarmType {
+    /// In requests: any.
+    None = 0,
+    /// A member's store is full: writes are refused.
+    Nospace = 1,
+    /// A member's state differs from that of the others.
+    Corrupt = 2,
+}
+
+/// Lists or changes alarms.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct AlarmRequest {
+    /// What to do.
+    #[prost(enumeration = "AlarmAction", tag = "1")]
+    pub action: i32,
+    /// Whose alarm; 0 for all members.
+    #[prost(uint64, tag = "2")]
+    pub member_id: u64,
+    /// Which alarm.
+    #[prost(enumeration = "AlarmType", tag = "3")]
+    pub alarm: i32,
+}
+
+/// An active alarm.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Message)]
+pub struct AlarmMember {
+    /// Whose.
+    #[prost(uint64, tag = "1")]
+    pub member_id: u64,
+    /// Which.
+    #[prost(enumeration = "AlarmType", tag = "2")]
+    pub alarm: i32,
+}
+
+/// The alarms that were asked for, or changed.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AlarmResponse {
+    /// Who answers, and the store's revision.
+    #[prost(message, optional, tag = "1")]
+    pub header: Option<ResponseHeader>,
+    /// The alarms.
+    #[prost(message, repeated, tag = "2")]
+    pub alarms: Vec<AlarmMember>,
+}

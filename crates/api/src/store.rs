@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 
 use crate::kv::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, Event, KeyValue, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    LeaseTimeToLiveResponse, Member, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
-    TxnResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+    DeleteRangeResponse, Event, KeyValue, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveResponse, Member, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
 use crate::{LeaseId, Limits, MemberId, Result, Revision};
 
@@ -63,7 +63,33 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn watch(&self) -> Self::Watch;
 
     /// The members, after a read index when `linearizable`.
-    fn members(&self, linearizable: bool) -> impl Future<Output = Result<(ResponseHeader, Vec<Member>)>> + Send;
+    fn members(&self, linearizable: bool) -> impl Future<Output = Result<MemberList>> + Send;
+
+    /// Adds a member, which is then to be started. The reply's first value is the new member.
+    fn member_add(
+        &self,
+        peer_urls: Vec<String>,
+        is_learner: bool,
+    ) -> impl Future<Output = Result<(Member, MemberList)>> + Send;
+
+    /// Removes a member, which then stops by itself.
+    fn member_remove(&self, id: MemberId) -> impl Future<Output = Result<MemberList>> + Send;
+
+    /// Says where peers reach a member from now on.
+    fn member_update(&self, id: MemberId, peer_urls: Vec<String>) -> impl Future<Output = Result<MemberList>> + Send;
+
+    /// Gives a learner that has caught up a vote.
+    fn member_promote(&self, id: MemberId) -> impl Future<Output = Result<MemberList>> + Send;
+
+    /// Hands leadership to a voter; only the leader does it. Returns once the new leader is known here.
+    fn move_leader(&self, to: MemberId) -> impl Future<Output = Result<()>> + Send;
+
+    /// Lists alarms, raises one, or ends some. Replies with the alarms that were asked for, or changed.
+    fn alarm(&self, request: AlarmRequest) -> impl Future<Output = Result<AlarmResponse>> + Send;
+
+    /// The hash of the whole history up to `revision` (0 for the newest) that compaction has left, by etcd's formula,
+    /// so that any two members, etcd's included, can be compared.
+    fn hash_kv(&self, revision: Revision) -> impl Future<Output = Result<HashKv>> + Send;
 
     /// How this member is.
     fn status(&self) -> Status;
@@ -107,6 +133,28 @@ pub struct ScanPage {
     pub more: bool,
 }
 
+/// The members after a change, and who says so.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MemberList {
+    /// Who answers.
+    pub header: ResponseHeader,
+    /// All members, in order of their ids.
+    pub members: Vec<Member>,
+}
+
+/// What [`Store::hash_kv`] came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HashKv {
+    /// Who answers, and the store's revision.
+    pub header: ResponseHeader,
+    /// CRC-32C, see [`Store::hash_kv`].
+    pub hash: u32,
+    /// The revision below which history was dropped; -1 if none ever was.
+    pub compact_revision: Revision,
+    /// The revision up to which was hashed.
+    pub hash_revision: Revision,
+}
+
 /// How a member is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Status {
@@ -139,6 +187,29 @@ pub enum Alarm {
     NoSpace(MemberId),
     /// The data of a member is damaged.
     Corrupt(MemberId),
+}
+
+impl Alarm {
+    /// The alarm as etcd's messages have it; `None` if it is neither of these.
+    pub fn of_member(member: &AlarmMember) -> Option<Self> {
+        match member.alarm() {
+            AlarmType::None => None,
+            AlarmType::Nospace => Some(Alarm::NoSpace(member.member_id)),
+            AlarmType::Corrupt => Some(Alarm::Corrupt(member.member_id)),
+        }
+    }
+
+    /// The alarm as etcd's messages have it.
+    pub fn member(self) -> AlarmMember {
+        let (member_id, alarm) = match self {
+            Alarm::NoSpace(member) => (member, AlarmType::Nospace),
+            Alarm::Corrupt(member) => (member, AlarmType::Corrupt),
+        };
+        AlarmMember {
+            member_id,
+            alarm: alarm.into(),
+        }
+    }
 }
 
 /// What a watcher wants to see.

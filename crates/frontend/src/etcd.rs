@@ -3,8 +3,8 @@
 //! | Service | Offered |
 //! |---|---|
 //! | KV, Watch, Lease | all of it |
-//! | Cluster | MemberList |
-//! | Maintenance | Status; Alarm with action GET |
+//! | Cluster | all of it |
+//! | Maintenance | Alarm, HashKV, MoveLeader, Status |
 //! | Auth | AuthStatus and Authenticate, of a store where auth is off |
 //! | `grpc.health.v1` | all of it |
 //!
@@ -20,6 +20,7 @@ mod health;
 mod kv;
 mod lease;
 mod maintenance;
+mod peer_urls;
 mod status;
 mod watch;
 
@@ -39,7 +40,7 @@ use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::health::health_server::HealthServer;
 
-pub(crate) use call::{Call, Guard, Inbound, Outbound};
+pub(crate) use call::{ByLearner, Call, Guard, Inbound, Outbound};
 use methods::Method;
 pub use status::status;
 
@@ -86,8 +87,10 @@ impl<S: Store> Services<S> {
             ("etcdserverpb.KV", _) => self.kv.clone().call(request),
             ("etcdserverpb.Watch", _) => self.watch.clone().call(request),
             ("etcdserverpb.Lease", _) => self.lease.clone().call(request),
-            ("etcdserverpb.Cluster", "MemberList") => self.cluster.clone().call(request),
-            ("etcdserverpb.Maintenance", "Status" | "Alarm") => self.maintenance.clone().call(request),
+            ("etcdserverpb.Cluster", _) => self.cluster.clone().call(request),
+            ("etcdserverpb.Maintenance", "Alarm" | "HashKV" | "MoveLeader" | "Status") => {
+                self.maintenance.clone().call(request)
+            }
             ("etcdserverpb.Auth", "AuthStatus" | "Authenticate") => self.auth.clone().call(request),
             ("grpc.health.v1.Health", _) => self.health.clone().call(request),
             _ => return None,

@@ -19,7 +19,7 @@ use tonic::Status;
 use tower::Service as _;
 
 use crate::etcd::methods::{self, CallKind, Method};
-use crate::etcd::{Call, Guard, Inbound, Outbound, Services, call, status};
+use crate::etcd::{ByLearner, Call, Guard, Inbound, Outbound, Services, call, status};
 use crate::observer::Deaf;
 use crate::{BoxError, Observer, http as http_api};
 
@@ -141,9 +141,16 @@ impl<S: Store> Frontend<S> {
         let shared = &*self.shared;
         let observer = &shared.options.observer;
         let mut call = Call::start(method, Arc::clone(observer));
-        let needs_leader = self
-            .check_metadata(method, &request)
+        let Admission {
+            needs_leader,
+            by_learner,
+        } = self
+            .admit(method, &request)
             .inspect_err(|status| call.end(status.code()))?;
+        let mut request = request;
+        if by_learner {
+            request.extensions_mut().insert(ByLearner);
+        }
         let request = request.map(|body| Inbound::new(body, shared.message_bytes_max, method, Arc::clone(observer)));
         let Some(reply) = shared.services.call(method, request) else {
             let status = Status::unimplemented(format!(
@@ -165,18 +172,25 @@ impl<S: Store> Frontend<S> {
         }))
     }
 
-    /// Holds the metadata against etcd's rules; says whether the call wants a leader to be there.
-    fn check_metadata<B>(&self, method: &'static Method, request: &Request<B>) -> Result<bool, Status> {
+    /// Holds a call against etcd's rules for learners, and its metadata against those for metadata.
+    fn admit<B>(&self, method: &'static Method, request: &Request<B>) -> Result<Admission, Status> {
+        let now = self.shared.store.status();
+        if now.is_learner && !is_served_by_learners(method) {
+            return Err(status(api::Error::NotSupportedForLearner));
+        }
         let version = match request.headers().get("client-api-version").map(HeaderValue::as_bytes) {
             None => "unknown",
             Some(bytes) => std::str::from_utf8(bytes).map_err(|_| status(api::Error::InvalidClientApiVersion))?,
         };
         self.shared.options.observer.client_version(method, version);
         let needs_leader = request.headers().get("hasleader").is_some_and(|value| value == "true");
-        if needs_leader && self.shared.store.status().leader == 0 {
+        if needs_leader && now.leader == 0 {
             return Err(status(api::Error::NoLeader));
         }
-        Ok(needs_leader)
+        Ok(Admission {
+            needs_leader,
+            by_learner: now.is_learner,
+        })
     }
 
     /// What may end a stream from our side, if anything may.
@@ -194,6 +208,23 @@ impl<S: Store> Frontend<S> {
             }
         }))
     }
+}
+
+/// How a call is let in.
+struct Admission {
+    /// It wants a leader to be there, for as long as it runs.
+    needs_leader: bool,
+    /// This member has no vote.
+    by_learner: bool,
+}
+
+/// Which methods learners serve. Of ranges only the serializable ones, which shows once the request is read: see
+/// [`ByLearner`].
+fn is_served_by_learners(method: &Method) -> bool {
+    matches!(
+        (method.service, method.name),
+        ("etcdserverpb.KV", "Range") | ("etcdserverpb.Maintenance", "Status" | "Snapshot")
+    )
 }
 
 async fn stopped(stopping: Option<watch::Receiver<bool>>) {

@@ -1,5 +1,7 @@
 //! The typed configuration of a node: settings, checked and in the units that the code works with.
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
@@ -7,7 +9,9 @@ use std::time::Duration;
 
 use crate::flags::{FLAGS, Failure, Note, Settings, Source, Status, parse_duration};
 use crate::logging::{LogConfig, LogFormat, LogLevel, LogOutput};
-use crate::url::{Scheme, Url};
+use crate::url::Url;
+
+pub use tls::TlsConfig;
 
 /// The longest election timeout that etcd takes, in milliseconds.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
@@ -23,6 +27,8 @@ pub struct Config {
     pub wal_dir: Option<PathBuf>,
     /// Where clients connect.
     pub listen: ListenConfig,
+    /// TLS for clients and between members.
+    pub tls: TlsConfig,
     /// The cluster at its first start.
     pub cluster: ClusterConfig,
     /// Heartbeat of a leader.
@@ -47,10 +53,39 @@ pub struct Config {
     pub auto_compaction: AutoCompaction,
     /// Applying for longer than this is logged.
     pub warning_apply: Duration,
+    /// How members keep together.
+    pub raft: RaftConfig,
     /// Answering a unary request for longer than this is logged.
     pub warning_unary_request: Duration,
     /// Where logs go, and in what form.
     pub log: LogConfig,
+}
+
+/// How members keep together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RaftConfig {
+    /// Ask whether an election could be won before disturbing the leader.
+    pub pre_vote: bool,
+    /// Most bytes of entries in one message.
+    pub message_bytes_max: u64,
+    /// Most messages with entries under way to one follower.
+    pub messages_inflight_max: usize,
+    /// Most bytes of entries that are proposed and not committed.
+    pub uncommitted_bytes_max: u64,
+    /// Bytes of entries that are committed and not applied beyond which no more are taken.
+    pub unapplied_bytes_max: usize,
+    /// Most writes of the log under way.
+    pub appends_inflight_max: usize,
+    /// Most batches under way to the leader.
+    pub forwards_inflight_max: usize,
+    /// Entries after which the engine is flushed; `None` leaves it to bytes and time.
+    pub flush_entries: Option<u64>,
+    /// Entries to keep for followers that lag.
+    pub catchup_entries: u64,
+    /// How long a connection between members may be silent.
+    pub read_timeout: Duration,
+    /// How long a member may take to accept what it is sent.
+    pub write_timeout: Duration,
 }
 
 /// Where clients connect, and what they are told.
@@ -72,15 +107,25 @@ pub struct ListenConfig {
     pub keepalive_timeout: Duration,
 }
 
-/// The cluster at its first start: this member alone, until clusters of more come.
+/// The cluster at its first start, and how it may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterConfig {
     /// The peer URLs that the other members are told.
     pub advertise_peer_urls: Vec<Url>,
     /// A name that goes into the ids of the cluster and its members.
     pub token: String,
-    /// The members, by name. It holds this member and no other.
+    /// The members, by name. It holds this member.
     pub initial: BTreeMap<String, Vec<Url>>,
+    /// Where peers connect.
+    pub listen_peer_urls: Vec<Url>,
+    /// Whether the cluster exists already at this member's first start.
+    pub join: bool,
+    /// Whether this member is to go on alone with its data.
+    pub force_new: bool,
+    /// Refuse changes of members that would lose the quorum.
+    pub strict_reconfig_check: bool,
+    /// Most members that do not vote.
+    pub learners_max: usize,
 }
 
 /// What clients may ask for.
@@ -172,11 +217,6 @@ impl Config {
             }
             path => PathBuf::from(path),
         };
-        if settings.text("initial-cluster-state") == "existing" && !data_dir.exists() {
-            return Err(Failure::config(
-                "--initial-cluster-state=existing: joining a cluster comes later",
-            ));
-        }
         let (heartbeat, election_timeout) = raft_times(settings)?;
         let config = Config {
             data_dir,
@@ -184,6 +224,7 @@ impl Config {
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
             listen: listen(settings)?,
+            tls: TlsConfig::from_settings(settings, &mut notes)?,
             cluster: cluster(settings, &name)?,
             name,
             heartbeat,
@@ -207,6 +248,7 @@ impl Config {
                 Duration::ZERO => Duration::from_millis(300),
                 limit => limit,
             },
+            raft: raft(settings)?,
             log: log(settings)?,
         };
         Ok((config, notes))
@@ -285,11 +327,6 @@ fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
                 .map_err(|error| Failure::config(format!("{}: {error}", written(settings, name))))?;
         }
     }
-    if let Some(url) = client_urls.iter().find(|url| url.scheme().is_tls()) {
-        return Err(Failure::config(format!(
-            "--listen-client-urls {url} is not supported: TLS comes later"
-        )));
-    }
     // A file is different, as in etcd: there the default stays in force.
     let from_file = matches!(settings.source("listen-client-urls"), Source::File(_));
     if settings.is_set("listen-client-urls") && !from_file && !settings.is_set("advertise-client-urls") {
@@ -321,12 +358,6 @@ fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
     } else {
         initial_cluster(text).map_err(|error| Failure::config(format!("--initial-cluster: {error}")))?
     };
-    if initial.len() > 1 {
-        return Err(Failure::config(format!(
-            "--initial-cluster names {} members: clusters of more than one member come later",
-            initial.len()
-        )));
-    }
     let Some(urls) = initial.get(name) else {
         return Err(Failure::config(format!(
             "--initial-cluster does not include this member, {name:?} (--name)"
@@ -339,16 +370,44 @@ fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
             list(&advertise_peer_urls)
         )));
     }
-    let unix = |url: &&Url| matches!(url.scheme(), Scheme::Unixs | Scheme::Https);
-    if let Some(url) = settings.urls("listen-peer-urls").iter().find(unix) {
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some(url) = initial
+        .values()
+        .flatten()
+        .find(|url| !seen.insert(url.as_str().to_owned()))
+    {
         return Err(Failure::config(format!(
-            "--listen-peer-urls {url} is not supported: TLS comes later"
+            "--initial-cluster gives the URL {url} to more than one member"
         )));
     }
     Ok(ClusterConfig {
+        listen_peer_urls: settings.urls("listen-peer-urls").to_vec(),
+        join: settings.text("initial-cluster-state") == "existing",
+        force_new: settings.boolean("force-new-cluster"),
+        strict_reconfig_check: settings.boolean("strict-reconfig-check"),
+        learners_max: size(settings, "max-learners", 0)?,
         advertise_peer_urls,
         token: settings.text("initial-cluster-token").to_owned(),
         initial,
+    })
+}
+
+fn raft(settings: &Settings) -> Result<RaftConfig, Failure> {
+    Ok(RaftConfig {
+        pre_vote: settings.boolean("pre-vote"),
+        message_bytes_max: size(settings, "raft-message-bytes-max", 1)?,
+        messages_inflight_max: size(settings, "raft-messages-inflight-max", 1)?,
+        uncommitted_bytes_max: size(settings, "raft-uncommitted-bytes-max", 1)?,
+        unapplied_bytes_max: size(settings, "raft-unapplied-bytes-max", 1)?,
+        appends_inflight_max: size(settings, "raft-appends-inflight-max", 1)?,
+        forwards_inflight_max: size(settings, "raft-forwards-inflight-max", 1)?,
+        flush_entries: match size(settings, "snapshot-count", 1)? {
+            10_000 => None,
+            entries => Some(entries),
+        },
+        catchup_entries: size(settings, "snapshot-catchup-entries", 0)?,
+        read_timeout: duration(settings, "raft-read-timeout")?,
+        write_timeout: duration(settings, "raft-write-timeout")?,
     })
 }
 
@@ -542,20 +601,21 @@ mod tests {
     #[test]
     fn refuses_what_would_weaken_security_or_correctness() {
         for (args, part) in [
-            (&["--cert-file=x"][..], "--cert-file is not supported: TLS"),
-            (&["--client-cert-auth"], "--client-cert-auth"),
-            (&["--peer-auto-tls"], "--peer-auto-tls"),
-            (&["--force-new-cluster"], "--force-new-cluster"),
+            (
+                &["--cert-file=x"][..],
+                "KeyFile and CertFile must both be present[key: , cert: x]",
+            ),
+            (&["--tls-min-version=TLS1.1"], "unexpected TLS version \"TLS1.1\""),
             (&["--auth-token=jwt,pub-key=x"], "--auth-token"),
             (&["--host-whitelist=a"], "--host-whitelist"),
-            (&["--initial-cluster=default=http://a:1,b=http://b:1"], "2 members"),
+            (
+                &["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"],
+                "more than one member",
+            ),
+            (&["--raft-appends-inflight-max=0"], "at least 1"),
             (&["--initial-cluster=b=http://b:1"], "does not include"),
             (&["--initial-cluster=default=http://127.0.0.9:1"], "other URLs"),
             (&["--initial-cluster=default"], "name=url"),
-            (
-                &["--initial-cluster-state=existing", "--data-dir=/nonexistent/d"],
-                "existing",
-            ),
             (
                 &[
                     "--listen-client-urls=https://127.0.0.1:1",
@@ -608,19 +668,13 @@ mod tests {
 
     #[test]
     fn says_what_has_no_effect_and_why() {
-        let (_, notes) = config(&[
-            "--snapshot-count=5",
-            "--enable-pprof",
-            "--pre-vote=true",
-            "--data-dir=x",
-        ])
-        .unwrap();
+        let (_, notes) = config(&["--memory-mlock", "--enable-pprof", "--pre-vote=true", "--data-dir=x"]).unwrap();
         let messages: Vec<_> = notes.iter().map(|note| note.message.as_str()).collect();
         assert_eq!(messages.len(), 2, "{messages:?}");
         assert!(
             messages
                 .iter()
-                .any(|m| m.starts_with("--snapshot-count has no effect: the log"))
+                .any(|m| m.starts_with("--memory-mlock has no effect: the data"))
         );
         assert!(messages.iter().any(|m| m.starts_with("--enable-pprof has no effect")));
     }

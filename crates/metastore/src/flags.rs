@@ -89,6 +89,8 @@ pub struct Note {
 #[derive(Debug, Clone)]
 pub struct Settings {
     values: HashMap<&'static str, (Value, Source)>,
+    /// Common names that clients' certificates may carry. The file has a key for them, and there is no flag.
+    pub client_allowed_cn: Vec<String>,
     /// What to log once there is a log.
     pub notes: Vec<Note>,
 }
@@ -105,6 +107,7 @@ impl Default for Settings {
             .collect();
         Settings {
             values,
+            client_allowed_cn: Vec::new(),
             notes: Vec::new(),
         }
     }

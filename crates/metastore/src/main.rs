@@ -1,4 +1,4 @@
-//! `metastore`: one node of the store, or an answer about it.
+//! `metastore`: one node of the store, an answer about it, or `metastore bench`.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -13,6 +13,10 @@ use metastore::start::start;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == "bench") {
+        return bench::main_with_args(args);
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

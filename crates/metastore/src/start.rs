@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use api::Limits;
-use server::{Address, ConnectionSettings, EngineConfig, NodeConfig, RocksOptions, ServerConfig};
+use server::{Address, ConnectionSettings, EngineConfig, Listen, NodeConfig, RocksOptions, ServerConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -47,6 +47,26 @@ fn address(url: &Url) -> Address {
         Scheme::Http | Scheme::Https => Address::Tcp(url.authority()),
         Scheme::Unix | Scheme::Unixs => Address::Unix(url.path().into()),
     }
+}
+
+/// One entry for each address. Like etcd, one that has both an http and an https URL takes both on its port.
+fn listen(urls: &[Url]) -> Vec<Listen> {
+    let mut listen: Vec<Listen> = Vec::new();
+    for url in urls {
+        let (address, tls) = (address(url), url.scheme().is_tls());
+        match listen.iter_mut().find(|known| known.address == address) {
+            Some(known) => {
+                known.plaintext |= !tls;
+                known.tls |= tls;
+            }
+            None => listen.push(Listen {
+                address,
+                plaintext: !tls,
+                tls,
+            }),
+        }
+    }
+    listen
 }
 
 fn texts(urls: &[Url]) -> Vec<String> {
@@ -92,10 +112,19 @@ fn server_config(config: &Config) -> ServerConfig {
         wal_dir: config.wal_dir.clone(),
         engine,
         name: config.name.clone(),
-        peer_urls: texts(&config.cluster.advertise_peer_urls),
-        client_urls: texts(&config.listen.advertise_client_urls),
+        initial_members: {
+            let members = config.cluster.initial.iter();
+            members.map(|(name, urls)| (name.clone(), texts(urls))).collect()
+        },
+        join: config.cluster.join,
+        force_new_cluster: config.cluster.force_new,
+        listen_peers: texts(&config.cluster.listen_peer_urls),
+        raft_read_timeout: config.raft.read_timeout,
+        raft_write_timeout: config.raft.write_timeout,
         cluster_token: config.cluster.token.clone(),
-        listen: config.listen.client_urls.iter().map(address).collect(),
+        listen: listen(&config.listen.client_urls),
+        client_tls: config.tls.client.clone(),
+        peer_tls: config.tls.peer.clone(),
         reuse_port: config.listen.reuse_port,
         connections: ConnectionSettings {
             streams_max: config.listen.concurrent_streams_max,
@@ -114,6 +143,12 @@ fn server_config(config: &Config) -> ServerConfig {
             flush_interval,
             disk_reserve_bytes: config.disk_reserve_bytes,
             warn_apply: config.warning_apply,
+            client_urls: texts(&config.listen.advertise_client_urls),
+            learners_max: config.cluster.learners_max,
+            strict_reconfig_check: config.cluster.strict_reconfig_check,
+            flush_entries: config.raft.flush_entries,
+            catchup_entries: config.raft.catchup_entries,
+            fault_file: std::env::var_os("METASTORE_FAULT_FILE").map(Into::into),
             ..NodeConfig::new(replica)
         },
     }
@@ -124,6 +159,18 @@ fn replica_config(config: &Config, election_ticks: usize) -> server::ReplicaConf
         election_ticks,
         batch_ops_max: config.batch_ops_max,
         batch_bytes_max: config.batch_bytes_max,
+        pre_vote: config.raft.pre_vote,
+        message_bytes_max: config.raft.message_bytes_max,
+        messages_inflight_max: config.raft.messages_inflight_max,
+        uncommitted_bytes_max: config.raft.uncommitted_bytes_max,
+        unapplied_bytes_max: config.raft.unapplied_bytes_max,
+        appends_inflight_max: config.raft.appends_inflight_max,
+        forwards_inflight_max: config.raft.forwards_inflight_max,
+        wait_ticks_max: u64::try_from(
+            (std::time::Duration::from_secs(5) + 2 * config.election_timeout).as_millis()
+                / config.heartbeat.as_millis().max(1),
+        )
+        .unwrap_or(u64::MAX),
         ..server::ReplicaConfig::new(0)
     }
 }

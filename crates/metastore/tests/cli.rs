@@ -39,8 +39,13 @@ fn what_does_not_parse_exits_2_and_what_cannot_be_used_1() {
     refuses(&["start"], &[], 1, "\"start\"");
     refuses(&["--pre-vote", "false"], &[], 1, "\"false\"");
     refuses(&["--heartbeat-interval=1000"], &[], 1, "--election-timeout");
-    refuses(&["--cert-file=c", "--key-file=k"], &[], 1, "TLS comes later");
-    refuses(&["--initial-cluster=a=http://a:1,b=http://b:1"], &[], 1, "come later");
+    refuses(&["--cert-file=c"], &[], 1, "KeyFile and CertFile must both be present");
+    refuses(
+        &["--initial-cluster=a=http://a:1,b=http://b:1"],
+        &[],
+        1,
+        "does not include",
+    );
     refuses(&["--config-file=/nonexistent/file"], &[], 1, "/nonexistent/file");
     refuses(&["--log-outputs=/nonexistent/file"], &[], 1, "/nonexistent/file");
 }
@@ -49,25 +54,30 @@ fn what_does_not_parse_exits_2_and_what_cannot_be_used_1() {
 fn variables_conflict_with_flags_and_with_each_other() {
     refuses(&["--name=a"], &[("ETCD_NAME", "a")], 1, "ETCD_NAME");
     refuses(&[], &[("METASTORE_NAME", "a"), ("ETCD_NAME", "b")], 1, "METASTORE_NAME");
-    refuses(&[], &[("ETCD_CERT_FILE", "c")], 1, "ETCD_CERT_FILE (--cert-file)");
+    refuses(
+        &[],
+        &[("ETCD_AUTH_TOKEN", "jwt,pub-key=x")],
+        1,
+        "ETCD_AUTH_TOKEN (--auth-token)",
+    );
 }
 
 #[test]
 fn the_file_wins_and_names_its_key() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, "client-transport-security:\n  cert-file: c\n").unwrap();
+    std::fs::write(&file, "auth-token: jwt,pub-key=x\n").unwrap();
     let path = file.path().to_str().unwrap();
     refuses(
-        &["--config-file", path, "--cert-file=other"],
+        &["--config-file", path, "--auth-token=simple"],
         &[],
         1,
-        "client-transport-security.cert-file",
+        "auth-token in the config file",
     );
     refuses(
         &[],
         &[("ETCD_CONFIG_FILE", path), ("ETCD_NAME", "x")],
         1,
-        "client-transport-security.cert-file",
+        "auth-token in the config file",
     );
 }
 

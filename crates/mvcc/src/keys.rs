@@ -9,12 +9,14 @@
 //! | [`LEASE`] | `l`, lease id | [`LeaseRecord`] |
 //! | [`LEASE`] | `a`, lease id, user key | nothing: the key is attached to the lease |
 //! | [`META`] | `state` | [`StateRecord`] |
+//! | [`META`] | `membership` | [`crate::Membership`] |
+//! | [`META`] | `alarms` | [`AlarmsRecord`] |
 //! | [`META`] | `compacted` | the revision up to which physical compaction is done, 8 bytes big endian |
 //!
 //! A position is (revision, sub): the sub-th change within a revision, big endian, so that keys sort in order of time.
 //! Records point back to the position of the key's previous change; reading the past walks these pointers.
 
-use api::kv::KeyValue;
+use api::kv::{AlarmMember, KeyValue};
 use bytes::Bytes;
 use storage::{Access, EngineError, Family, FamilySpec};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -56,6 +58,10 @@ pub const FAMILIES: &[FamilySpec] = &[
 
 /// The key of [`StateRecord`] in [`META`].
 pub const STATE: &[u8] = b"state";
+/// The key of [`crate::Membership`] in [`META`].
+pub const MEMBERSHIP: &[u8] = b"membership";
+/// The key of [`AlarmsRecord`] in [`META`].
+pub const ALARMS: &[u8] = b"alarms";
 /// The key in [`META`] of the revision up to which physical compaction is done.
 pub const COMPACTED: &[u8] = b"compacted";
 
@@ -564,9 +570,14 @@ pub struct StateRecord {
     /// The wrapping sum of the digests of all live records: equal on members that applied the same index.
     #[prost(fixed64, tag = "7")]
     pub digest: u64,
-    /// The Raft configuration as of the applied index, as raft-rs encodes it.
-    #[prost(bytes = "bytes", tag = "8")]
-    pub conf_state: Bytes,
+}
+
+/// The active alarms.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AlarmsRecord {
+    /// In order, each once.
+    #[prost(message, repeated, tag = "1")]
+    pub alarms: Vec<AlarmMember>,
 }
 
 impl StateRecord {

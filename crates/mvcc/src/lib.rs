@@ -5,13 +5,16 @@
 //!
 //! - [`keys`] names every family, key prefix and record format on disk.
 //! - [`machine`] applies committed entries: prepare, batch, notify.
+//! - [`membership`] knows who belongs to the cluster.
 //! - [`read`] answers ranges and read-only transactions from an engine view.
 //! - [`compaction`] forgets history in small steps.
 //! - [`watch`] brings events to watchers, in order and without loss.
 
 pub mod compaction;
+pub mod hash;
 pub mod keys;
 pub mod machine;
+pub mod membership;
 pub mod overlay;
 pub mod read;
 pub mod txn;
@@ -21,6 +24,7 @@ use storage::EngineError;
 
 pub use compaction::CompactionProgress;
 pub use machine::{Applied, Committed, LeaseChange, Machine, Options, Outcome, Reply};
+pub use membership::Membership;
 pub use read::Reader;
 pub use watch::{Hub, Stream};
 

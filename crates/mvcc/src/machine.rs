@@ -6,11 +6,12 @@
 
 use std::sync::Arc;
 
-use api::codec::{Action, DecodeError, LeaseCheckpointRequest, Operation, decode_entry};
+use api::codec::{Action, DecodeError, LeaseCheckpointRequest, MemberChange, Operation, decode_entry};
 use api::kv::{
-    CompactionRequest, CompactionResponse, Compare, DeleteRangeRequest, DeleteRangeResponse, Event, EventType,
-    KeyValue, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse,
-    RequestOpKind, ResponseHeader, ResponseOp, ResponseOpKind, TxnRequest, TxnResponse,
+    AlarmAction, AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, Compare,
+    DeleteRangeRequest, DeleteRangeResponse, Event, EventType, KeyValue, LeaseGrantRequest, LeaseGrantResponse,
+    LeaseRevokeRequest, LeaseRevokeResponse, PutRequest, PutResponse, RequestOpKind, ResponseHeader, ResponseOp,
+    ResponseOpKind, TxnRequest, TxnResponse,
 };
 use api::limits::LEASE_TTL_MAX_S;
 use api::{Error, LeaseId, RaftIndex, RequestId, Revision, Span};
@@ -20,7 +21,8 @@ use prost::Message;
 use storage::{Batch, Cursor, Engine, EngineError, KeyRange, View, WriteStats};
 
 use crate::compaction::Job;
-use crate::keys::{self, LeaseRecord, Position, Record, StateRecord};
+use crate::keys::{self, AlarmsRecord, LeaseRecord, Position, Record, StateRecord};
+use crate::membership::Membership;
 use crate::overlay::{Change, Overlay};
 use crate::read::{Published, Reader, Snapshot, attached_keys};
 use crate::watch::Hub;
@@ -65,8 +67,9 @@ pub struct Committed {
 pub enum Command {
     /// Operations, in one of the forms that [`decode_entry`] reads; nothing at all for a new leader's first entry.
     Operations(Bytes),
-    /// A change of the Raft configuration: the new one, as raft-rs encodes it.
-    ConfState(Bytes),
+    /// A change of the Raft configuration: one encoded [`Operation`] with a [`MemberChange`]. Whether Raft may follow it
+    /// says [`Applied::member_changes`].
+    MemberChange(Bytes),
 }
 
 /// Why entries could not be applied. The node stops.
@@ -96,6 +99,9 @@ pub enum Outcome {
     LeaseGrant(LeaseGrantResponse),
     LeaseRevoke(LeaseRevokeResponse),
     LeaseCheckpoint,
+    Alarm(AlarmResponse),
+    /// All members after a change.
+    Members(Arc<Membership>),
 }
 
 /// What to tell whoever proposed an operation.
@@ -133,12 +139,29 @@ pub struct Applied {
     pub replies: Vec<Reply>,
     /// In order.
     pub lease_changes: Vec<LeaseChange>,
+    /// The index of each [`Command::MemberChange`], in order, and whether it was carried out: Raft must follow those
+    /// that were, and no others.
+    pub member_changes: Vec<(RaftIndex, bool)>,
+    /// The digest as of each entry, for comparing members: see [`Digest`].
+    pub digests: Vec<Digest>,
     /// Operations that wrote, and what they wrote.
     pub counts: Counts,
     /// What the one engine write cost.
     pub write: WriteStats,
     /// Whether there is compaction to do: see [`Machine::compact_step`].
     pub compaction_due: bool,
+}
+
+/// What a member's state comes to at an index. Members that applied the same index must have the same (design
+/// invariant 7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Digest {
+    /// The index.
+    pub index: RaftIndex,
+    /// The newest revision then.
+    pub revision: Revision,
+    /// See [`StateRecord::digest`].
+    pub digest: u64,
 }
 
 /// How many of what was applied, for the metrics.
@@ -176,8 +199,59 @@ pub struct Machine<E: Engine> {
     published: Arc<Published>,
     hub: Arc<Hub<E>>,
     leases: HashMap<LeaseId, LeaseRecord>,
+    membership: Arc<Membership>,
+    /// In order, each once.
+    alarms: Arc<[AlarmMember]>,
     pub(crate) job: Option<Job>,
     step: Step<E>,
+}
+
+/// What [`Machine::open`] and [`Machine::install`] find in an engine.
+struct Found {
+    state: StateRecord,
+    compacted_physically: i64,
+    leases: HashMap<LeaseId, LeaseRecord>,
+    membership: Arc<Membership>,
+    alarms: Arc<[AlarmMember]>,
+}
+
+impl Found {
+    fn in_engine<E: Engine>(engine: &E) -> Result<Self, EngineError> {
+        let meta = |key| engine.get(keys::META, key);
+        let state = match meta(keys::STATE)? {
+            Some(data) => StateRecord::decode(data).map_err(|error| keys::corrupt("meta", error))?,
+            None => StateRecord::initial(),
+        };
+        let compacted_physically = match meta(keys::COMPACTED)? {
+            Some(data) => {
+                let bytes = data[..]
+                    .try_into()
+                    .map_err(|_| keys::corrupt("meta", "a revision of the wrong length"))?;
+                i64::from_be_bytes(bytes)
+            }
+            None => -1,
+        };
+        let membership = meta(keys::MEMBERSHIP)?.unwrap_or_default();
+        let membership = Membership::decode(membership).map_err(|error| keys::corrupt("meta", error))?;
+        let alarms = meta(keys::ALARMS)?.unwrap_or_default();
+        let alarms = AlarmsRecord::decode(alarms).map_err(|error| keys::corrupt("meta", error))?;
+        Ok(Found {
+            state,
+            compacted_physically,
+            leases: load_leases(engine)?,
+            membership: Arc::new(membership),
+            alarms: alarms.alarms.into(),
+        })
+    }
+
+    fn published(&self) -> Arc<Published> {
+        Arc::new(Published::new(
+            &self.state,
+            self.compacted_physically,
+            self.membership.clone(),
+            self.alarms.clone(),
+        ))
+    }
 }
 
 /// The apply step that is being prepared.
@@ -197,21 +271,15 @@ struct Step<E: Engine> {
 impl<E: Engine> Machine<E> {
     /// Takes up the state that the engine holds; an empty engine is an empty store.
     pub fn open(engine: Arc<E>, options: &Options) -> Result<Self, EngineError> {
-        let state = match engine.get(keys::META, keys::STATE)? {
-            Some(data) => StateRecord::decode(data).map_err(|error| keys::corrupt("meta", error))?,
-            None => StateRecord::initial(),
-        };
-        let compacted_physically = match engine.get(keys::META, keys::COMPACTED)? {
-            Some(data) => {
-                let bytes = data[..]
-                    .try_into()
-                    .map_err(|_| keys::corrupt("meta", "a revision of the wrong length"))?;
-                i64::from_be_bytes(bytes)
-            }
-            None => -1,
-        };
-        let leases = load_leases(&*engine)?;
-        let published = Arc::new(Published::new(&state, compacted_physically));
+        let found = Found::in_engine(&*engine)?;
+        let published = found.published();
+        let Found {
+            state,
+            compacted_physically,
+            leases,
+            membership,
+            alarms,
+        } = found;
         let hub = Arc::new(Hub::new(Reader::new(engine.clone(), published.clone()), options));
         let job = Job::resume(compacted_physically, &state);
         let estimated_items = (options.record_cache_bytes / 512).max(64) as usize;
@@ -232,13 +300,49 @@ impl<E: Engine> Machine<E> {
             published,
             hub,
             leases,
+            membership,
+            alarms,
             job,
         })
     }
 
+    /// Goes on with the state in `engine`, which holds a snapshot of another member that is newer than what was applied
+    /// here. Readers see the old state or the new one, never a mixture; watchers are caught up from storage.
+    ///
+    /// # Errors
+    /// The engine's data cannot be read. Final: the caller stops the node.
+    ///
+    /// # Panics
+    /// If the snapshot is older than what was applied.
+    pub fn install(&mut self, engine: Arc<E>) -> Result<(), EngineError> {
+        let found = Found::in_engine(&*engine)?;
+        assert!(
+            found.state.applied_index >= self.state.applied_index && found.state.revision >= self.state.revision,
+            "a snapshot never takes the state back"
+        );
+        let published = found.published();
+        self.hub.reader().switch(engine.clone(), published.clone());
+        self.step.batch = engine.batch();
+        self.engine = engine;
+        self.published = published;
+        self.cache.clear();
+        self.job = Job::resume(found.compacted_physically, &found.state);
+        self.state = found.state;
+        self.leases = found.leases;
+        self.membership = found.membership;
+        self.alarms = found.alarms;
+        self.hub.publish(self.state.revision, None);
+        Ok(())
+    }
+
     /// For reads on any thread.
     pub fn reader(&self) -> Reader<E> {
-        Reader::new(self.engine.clone(), self.published.clone())
+        self.hub.reader().clone()
+    }
+
+    /// Who belongs to the cluster as of the applied index.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
     }
 
     /// For watches on any thread.
@@ -249,11 +353,6 @@ impl<E: Engine> Machine<E> {
     /// The newest applied index and its term.
     pub fn applied(&self) -> (RaftIndex, u64) {
         (self.state.applied_index, self.state.applied_term)
-    }
-
-    /// The Raft configuration as of the applied index, as raft-rs encodes it; empty in an empty store.
-    pub fn conf_state(&self) -> &Bytes {
-        &self.state.conf_state
     }
 
     /// All leases, as they stand in the log: for whoever watches the clock, at its start.
@@ -276,6 +375,15 @@ impl<E: Engine> Machine<E> {
         }
     }
 
+    /// What a view holds: the applied index, its term, and the members. For whoever sends the view as a snapshot.
+    pub fn state_in(view: &impl View) -> Result<(RaftIndex, u64, Membership), EngineError> {
+        let state = view.get(keys::META, keys::STATE)?.unwrap_or_default();
+        let state = StateRecord::decode(state).map_err(|error| keys::corrupt("meta", error))?;
+        let membership = view.get(keys::META, keys::MEMBERSHIP)?.unwrap_or_default();
+        let membership = Membership::decode(membership).map_err(|error| keys::corrupt("meta", error))?;
+        Ok((state.applied_index, state.applied_term, membership))
+    }
+
     /// Applies entries, as one batch and one engine write. On return their events are with the watchers; the replies
     /// are for the caller to hand out.
     ///
@@ -287,6 +395,8 @@ impl<E: Engine> Machine<E> {
     pub fn apply(&mut self, entries: &[Committed]) -> Result<Applied, ApplyError> {
         self.step.watched = self.hub.is_watched();
         let mut replies = Vec::new();
+        let mut member_changes = Vec::new();
+        let mut digests = Vec::with_capacity(entries.len());
         for entry in entries {
             assert_eq!(
                 entry.index,
@@ -307,10 +417,22 @@ impl<E: Engine> Machine<E> {
                         replies.push(Reply { id, result });
                     }
                 }
-                Command::ConfState(conf_state) => self.state.conf_state = conf_state.clone(),
+                Command::MemberChange(data) => {
+                    let (id, result) = self.member_change(data).map_err(|cause| ApplyError::Entry {
+                        index: entry.index,
+                        cause,
+                    })?;
+                    member_changes.push((entry.index, result.is_ok()));
+                    replies.push(Reply { id, result });
+                }
             }
             self.state.applied_index = entry.index;
             self.state.applied_term = entry.term;
+            digests.push(Digest {
+                index: entry.index,
+                revision: self.state.revision,
+                digest: self.state.digest,
+            });
         }
         let write = self.commit()?;
         if self.state.compacted
@@ -324,6 +446,8 @@ impl<E: Engine> Machine<E> {
         Ok(Applied {
             replies,
             lease_changes: std::mem::take(&mut self.step.lease_changes),
+            member_changes,
+            digests,
             counts: std::mem::take(&mut self.step.counts),
             write,
             compaction_due: self.job.is_some(),
@@ -375,7 +499,7 @@ impl<E: Engine> Machine<E> {
             }
         }
         step.overlay.clear();
-        self.published.publish(&self.state);
+        self.published.publish(&self.state, &self.membership, &self.alarms);
         step.counts.events += step.events.len() as u64;
         let events = std::mem::take(&mut step.events);
         self.hub.publish(self.state.revision, step.watched.then_some(events));
@@ -388,6 +512,9 @@ impl<E: Engine> Machine<E> {
         let action = operation
             .action
             .expect("the decoder refuses operations without an action");
+        if let Some(error) = self.alarmed(&action) {
+            return Ok(Err(error));
+        }
         let result = match action {
             Action::Put(put) => self.put(put).map(Outcome::Put),
             Action::DeleteRange(delete) => self.delete_range(&delete).map(Outcome::DeleteRange),
@@ -399,8 +526,130 @@ impl<E: Engine> Machine<E> {
                 self.lease_checkpoint(&checkpoint);
                 Ok(Outcome::LeaseCheckpoint)
             }
+            Action::Alarm(request) => Ok(Outcome::Alarm(self.alarm(&request))),
+            Action::MemberAttributes(request) => {
+                Arc::make_mut(&mut self.membership).set_attributes(&request);
+                self.write_membership();
+                Ok(Outcome::Members(self.membership.clone()))
+            }
+            Action::MemberUpdate(update) => {
+                let updated = Arc::make_mut(&mut self.membership).update(&update);
+                self.write_membership();
+                updated
+                    .map(|()| Outcome::Members(self.membership.clone()))
+                    .map_err(Failure::Refused)
+            }
+            // Raft did not hear of it, so it cannot be. Nobody proposes one so.
+            Action::MemberChange(_) => Err(Failure::Refused(Error::NotCapable)),
         };
         answer(result)
+    }
+
+    /// Why alarms forbid an operation, if they do (etcd's `applierV3Capped` and `applierV3Corrupt`).
+    fn alarmed(&self, action: &Action) -> Option<Error> {
+        if self.alarms.is_empty() {
+            return None;
+        }
+        let writes = matches!(
+            action,
+            Action::Put(_)
+                | Action::DeleteRange(_)
+                | Action::Txn(_)
+                | Action::Compact(_)
+                | Action::LeaseGrant(_)
+                | Action::LeaseRevoke(_)
+        );
+        if writes && self.is_corrupt() {
+            return Some(Error::Corrupt);
+        }
+        let grows = match action {
+            Action::Put(_) | Action::LeaseGrant(_) => true,
+            Action::Txn(txn) => txn.has_put(),
+            _ => false,
+        };
+        let is_full = self.alarms.iter().any(|alarm| alarm.alarm() == AlarmType::Nospace);
+        (grows && is_full).then_some(Error::NoSpace)
+    }
+
+    /// Whether there is no majority of members whose state is known to be good. One odd member among three is fenced
+    /// off by itself and is no reason to refuse everyone; where nobody knows who is right, everyone is refused, as in
+    /// etcd.
+    fn is_corrupt(&self) -> bool {
+        let corrupt = |id| {
+            let alarm = AlarmMember {
+                member_id: id,
+                alarm: AlarmType::Corrupt.into(),
+            };
+            self.alarms.contains(&alarm)
+        };
+        let voters = self.membership.voters().count();
+        let good = self.membership.voters().filter(|&id| !corrupt(id)).count();
+        corrupt(0) || (voters > 0 && good < voters / 2 + 1)
+    }
+
+    fn alarm(&mut self, request: &AlarmRequest) -> AlarmResponse {
+        let kind = request.alarm();
+        let concerned = |alarm: &AlarmMember| {
+            (kind == AlarmType::None || alarm.alarm() == kind)
+                && (request.member_id == 0 || alarm.member_id == request.member_id)
+        };
+        let mut alarms = self.alarms.to_vec();
+        let changed = match request.action() {
+            AlarmAction::Get => alarms.iter().copied().filter(concerned).collect(),
+            AlarmAction::Activate if kind == AlarmType::None => Vec::new(),
+            AlarmAction::Activate => {
+                let alarm = AlarmMember {
+                    member_id: request.member_id,
+                    alarm: request.alarm,
+                };
+                if let Err(at) = alarms.binary_search(&alarm) {
+                    alarms.insert(at, alarm);
+                }
+                vec![alarm]
+            }
+            AlarmAction::Deactivate => alarms.extract_if(.., |alarm| concerned(alarm)).collect(),
+        };
+        if alarms[..] != self.alarms[..] {
+            let record = AlarmsRecord { alarms };
+            self.step.batch.put(keys::META, keys::ALARMS, &record.encode_to_vec());
+            self.alarms = record.alarms.into();
+        }
+        AlarmResponse {
+            header: ResponseHeader::at(self.state.revision),
+            alarms: changed,
+        }
+    }
+
+    fn member_change(&mut self, data: &Bytes) -> Result<(RequestId, Result<Outcome, Error>), DecodeError> {
+        let operation = decode_entry(data)?.pop().unwrap_or_default();
+        let id = operation.id();
+        let Some(Action::MemberChange(change)) = operation.action else {
+            return Err(DecodeError::Unknown {
+                cause: "a change of the Raft configuration without a change of members".to_owned(),
+                head: String::new(),
+            });
+        };
+        Ok((id, self.change_members(&change)))
+    }
+
+    fn change_members(&mut self, change: &MemberChange) -> Result<Outcome, Error> {
+        Arc::make_mut(&mut self.membership).change(change)?;
+        // Alarms of a member that left concern nobody any more.
+        if self.membership.is_removed(change.member_id()) {
+            self.alarm(&AlarmRequest {
+                action: AlarmAction::Deactivate.into(),
+                member_id: change.member_id(),
+                alarm: AlarmType::None.into(),
+            });
+        }
+        self.write_membership();
+        Ok(Outcome::Members(self.membership.clone()))
+    }
+
+    fn write_membership(&mut self) {
+        self.step
+            .batch
+            .put(keys::META, keys::MEMBERSHIP, &self.membership.encode_to_vec());
     }
 
     /// Ends the revision that is being written, if anything was; returns the newest revision.

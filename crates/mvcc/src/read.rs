@@ -5,15 +5,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-use api::kv::{KeyValue, RangeRequest, RangeResponse, ResponseHeader, SortOrder, SortTarget, TxnRequest, TxnResponse};
+use api::kv::{
+    AlarmMember, KeyValue, RangeRequest, RangeResponse, ResponseHeader, SortOrder, SortTarget, TxnRequest, TxnResponse,
+};
 use api::store::{ScanPage, ScanRequest};
 use api::{Error, LeaseId, RaftIndex, Revision, Span};
+use arc_swap::{ArcSwap, Guard};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use storage::{Cursor, Engine, EngineError, KeyRange, View};
 
 use crate::keys::{self, Record, RecordRef};
+use crate::membership::Membership;
 use crate::overlay::Overlay;
 use crate::{Failure, txn};
 
@@ -35,11 +39,26 @@ pub struct Published {
     pub(crate) digest: AtomicU64,
     /// The revision up to which physical compaction is done.
     pub(crate) compacted_physically: AtomicI64,
+    /// Members and alarms.
+    rare: Mutex<Rare>,
+}
+
+/// What is published, but hardly ever changes.
+#[derive(Debug, Clone)]
+struct Rare {
+    membership: Arc<Membership>,
+    alarms: Arc<[AlarmMember]>,
 }
 
 impl Published {
-    pub(crate) fn new(state: &keys::StateRecord, compacted_physically: i64) -> Self {
+    pub(crate) fn new(
+        state: &keys::StateRecord,
+        compacted_physically: i64,
+        membership: Arc<Membership>,
+        alarms: Arc<[AlarmMember]>,
+    ) -> Self {
         Published {
+            rare: Mutex::new(Rare { membership, alarms }),
             compacted: AtomicI64::new(state.compacted),
             revision: AtomicI64::new(state.revision),
             applied_index: AtomicU64::new(state.applied_index),
@@ -50,7 +69,16 @@ impl Published {
         }
     }
 
-    pub(crate) fn publish(&self, state: &keys::StateRecord) {
+    pub(crate) fn publish(&self, state: &keys::StateRecord, membership: &Arc<Membership>, alarms: &Arc<[AlarmMember]>) {
+        {
+            let mut rare = self.rare.lock();
+            if !Arc::ptr_eq(&rare.membership, membership) {
+                rare.membership = membership.clone();
+            }
+            if !Arc::ptr_eq(&rare.alarms, alarms) {
+                rare.alarms = alarms.clone();
+            }
+        }
         self.keys.store(state.keys, Ordering::Relaxed);
         self.key_bytes.store(state.key_bytes, Ordering::Relaxed);
         self.digest.store(state.digest, Ordering::Relaxed);
@@ -61,10 +89,30 @@ impl Published {
 }
 
 /// Reads the newest published state, on any thread.
+///
+/// The engine may be replaced under it, by a snapshot of another member. Each read takes one `Current` and stays with
+/// it, so that engine and numbers belong together.
 pub struct Reader<E> {
-    engine: Arc<E>,
-    published: Arc<Published>,
+    current: Arc<ArcSwap<Current<E>>>,
     rests: Arc<Mutex<Rests>>,
+}
+
+/// An engine and what is published about it.
+pub(crate) struct Current<E> {
+    pub(crate) engine: Arc<E>,
+    published: Arc<Published>,
+}
+
+impl<E> Current<E> {
+    /// The newest revision.
+    pub(crate) fn revision(&self) -> Revision {
+        self.published.revision.load(Ordering::Acquire)
+    }
+
+    /// The revision before which history is hidden; -1 when nothing was compacted.
+    pub(crate) fn compacted(&self) -> Revision {
+        self.published.compacted.load(Ordering::Acquire)
+    }
 }
 
 /// How many keys lie beyond the pages that were read lately.
@@ -111,8 +159,7 @@ impl Rests {
 impl<E> Clone for Reader<E> {
     fn clone(&self) -> Self {
         Reader {
-            engine: self.engine.clone(),
-            published: self.published.clone(),
+            current: self.current.clone(),
             rests: self.rests.clone(),
         }
     }
@@ -124,50 +171,73 @@ const ARENA_BYTES: usize = 64 * 1024;
 impl<E: Engine> Reader<E> {
     pub(crate) fn new(engine: Arc<E>, published: Arc<Published>) -> Self {
         Reader {
-            engine,
-            published,
+            current: Arc::new(ArcSwap::from_pointee(Current { engine, published })),
             rests: Arc::default(),
         }
     }
 
-    /// The engine, for its statistics.
-    pub fn engine(&self) -> &Arc<E> {
-        &self.engine
+    /// From now on this reader and all its clones read from `engine`.
+    pub(crate) fn switch(&self, engine: Arc<E>, published: Arc<Published>) {
+        self.current.store(Arc::new(Current { engine, published }));
+    }
+
+    /// An engine and its numbers, for a read that needs them to belong together.
+    pub(crate) fn current(&self) -> Guard<Arc<Current<E>>> {
+        self.current.load()
+    }
+
+    /// The engine as it is now: for its statistics, flushes and snapshots.
+    pub fn engine(&self) -> Arc<E> {
+        self.current.load().engine.clone()
+    }
+
+    /// Who belongs to the cluster.
+    pub fn membership(&self) -> Arc<Membership> {
+        self.current.load().published.rare.lock().membership.clone()
+    }
+
+    /// The active alarms, in order.
+    pub fn alarms(&self) -> Arc<[AlarmMember]> {
+        self.current.load().published.rare.lock().alarms.clone()
     }
 
     /// The newest revision.
     pub fn revision(&self) -> Revision {
-        self.published.revision.load(Ordering::Acquire)
+        self.current.load().revision()
     }
 
     /// The revision before which history is hidden; -1 when nothing was compacted.
     pub fn compacted(&self) -> Revision {
-        self.published.compacted.load(Ordering::Acquire)
+        self.current.load().compacted()
     }
 
     /// The revision up to which physical compaction is done; -1 when it never ran.
     pub fn compacted_physically(&self) -> Revision {
-        self.published.compacted_physically.load(Ordering::Acquire)
+        self.current
+            .load()
+            .published
+            .compacted_physically
+            .load(Ordering::Acquire)
     }
 
     /// The newest applied log index.
     pub fn applied_index(&self) -> RaftIndex {
-        self.published.applied_index.load(Ordering::Acquire)
+        self.current.load().published.applied_index.load(Ordering::Acquire)
     }
 
     /// Live keys.
     pub fn keys(&self) -> u64 {
-        self.published.keys.load(Ordering::Relaxed)
+        self.current.load().published.keys.load(Ordering::Relaxed)
     }
 
     /// Bytes of live keys and their values.
     pub fn key_bytes(&self) -> u64 {
-        self.published.key_bytes.load(Ordering::Relaxed)
+        self.current.load().published.key_bytes.load(Ordering::Relaxed)
     }
 
     /// The sum of the digests of all live records.
     pub fn digest(&self) -> u64 {
-        self.published.digest.load(Ordering::Relaxed)
+        self.current.load().published.digest.load(Ordering::Relaxed)
     }
 
     /// Runs `read` on an unchanging picture of the store in which `revision` (0 or less: the newest) is whole.
@@ -176,13 +246,14 @@ impl<E: Engine> Reader<E> {
         revision: Revision,
         read: impl FnOnce(&Snapshot<'_, E::View<'_>>, Revision) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
+        let generation = self.current();
         loop {
-            let current = self.revision();
+            let current = generation.revision();
             // The order matters. The view may hold more than `current`, which reads look past. It holds no effect of a
             // compaction beyond `compacted` (a chain cut at a tombstone, a log that was dropped), since that is
             // published before the write that has the effect.
-            let view = self.engine.view();
-            let compacted = self.compacted();
+            let view = generation.engine.view();
+            let compacted = generation.compacted();
             let at = if revision <= 0 { current } else { revision };
             if at > current {
                 return Err(Error::FutureRevision.into());
@@ -254,7 +325,8 @@ impl<E: Engine> Reader<E> {
 
     /// The keys attached to a lease, in order.
     pub fn attached_keys(&self, lease: LeaseId) -> Result<Vec<Bytes>, Failure> {
-        let view = self.engine.view();
+        let generation = self.current();
+        let view = generation.engine.view();
         Ok(attached_keys(&view, None, lease)?)
     }
 }

@@ -93,6 +93,10 @@ impl<E: Engine> Hub<E> {
         }
     }
 
+    pub(crate) fn reader(&self) -> &Reader<E> {
+        &self.reader
+    }
+
     /// Whether anybody watches anything.
     pub(crate) fn is_watched(&self) -> bool {
         self.watchers.load(Ordering::Acquire) > 0
@@ -648,9 +652,10 @@ struct Filter {
 impl<E: Engine> Reader<E> {
     /// The changes from revision `from` on that pass the filter, up to a bound.
     fn changes(&self, from: Revision, filter: &Filter) -> Result<CaughtUp, EngineError> {
-        let current = self.revision();
-        let view = self.engine().view();
-        let compacted = self.compacted();
+        let generation = self.current();
+        let current = generation.revision();
+        let view = generation.engine.view();
+        let compacted = generation.compacted();
         if from < compacted {
             return Ok(CaughtUp::Compacted { compacted });
         }

@@ -6,7 +6,7 @@
 
 mod support;
 
-use api::codec::{Action, LeaseCheckpoint, LeaseCheckpointRequest};
+use api::codec::{Action, LeaseCheckpoint, LeaseCheckpointRequest, MemberChangeKind};
 use api::kv::*;
 use api::store::{ScanRequest, WatchCreate};
 use bytes::Bytes;
@@ -23,7 +23,7 @@ enum Step {
     Propose(Action),
     EndEntry,
     Apply,
-    Other(Option<Bytes>),
+    Other(Option<(MemberChangeKind, u64)>),
     Range(RangeRequest),
     ReadTxn(TxnRequest),
     Scan(ScanRequest),
@@ -105,7 +105,7 @@ fn run<E: TestEngine>(harness: &mut Harness<E>, steps: Vec<Step>) {
             }
             Step::EndEntry => harness.end_entry(),
             Step::Apply => harness.apply(),
-            Step::Other(conf_state) => harness.propose_other(conf_state),
+            Step::Other(change) => harness.propose_other(change),
             Step::Range(mut range) => {
                 resolve_range(&mut range, seen);
                 harness.range(&range);
@@ -353,16 +353,17 @@ fn step() -> impl Strategy<Value = Step> {
             bytes_max,
         },
     );
-    let conf_state = prop_oneof![
-        Just(None),
-        Just(Some(Bytes::from_static(b"one"))),
-        Just(Some(Bytes::new()))
+    let kind = prop_oneof![
+        3 => Just(MemberChangeKind::Add),
+        1 => Just(MemberChangeKind::Promote),
+        1 => Just(MemberChangeKind::Remove)
     ];
+    let change = prop_oneof![Just(None), (kind, 1_u64..6).prop_map(Some)];
     prop_oneof![
         30 => action().prop_map(Step::Propose),
         5 => Just(Step::EndEntry),
         10 => Just(Step::Apply),
-        1 => conf_state.prop_map(Step::Other),
+        2 => change.prop_map(Step::Other),
         6 => range().prop_map(Step::Range),
         2 => read_txn().prop_map(Step::ReadTxn),
         2 => scan.prop_map(Step::Scan),

@@ -9,6 +9,8 @@
 //! del KEY [END] [prev]
 //! txn [if COMPARE..] [then { OP ; .. }] [else { OP ; .. }]          COMPARE is TARGET(KEY[,END])(=|!=|<|>)VALUE
 //! compact REV | grant LEASE TTL | revoke LEASE | checkpoint LEASE TTL
+//! alarm (activate|deactivate|get) MEMBER (none|nospace|corrupt)     attributes MEMBER NAME URL | urls MEMBER URL
+//! member (add|learner|promote|remove) ID                            an entry of its own
 //! entry                                                             the next operation begins another log entry
 //! apply                                                             applies all that waits as one batch
 //! range KEY [END] [rev=N] [limit=N] [count-only] [keys-only] [sort=TARGET:ORDER] [min-mod=N] ..
@@ -29,12 +31,16 @@ use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use api::codec::{Action, LeaseCheckpoint, LeaseCheckpointRequest};
+use api::codec::{
+    Action, LeaseCheckpoint, LeaseCheckpointRequest, MemberAttributes, MemberAttributesRequest, MemberChange,
+    MemberChangeKind, MemberUpdate, Operation, encode_operation,
+};
 use api::kv::*;
 use api::store::{WatchCreate, WatchOutput, WatchStream};
 use bytes::Bytes;
 use metastore_mvcc::keys::{self, RecordRef};
-use metastore_mvcc::{Committed, CompactionProgress, LeaseChange, Machine, Options, Outcome, Stream};
+use metastore_mvcc::machine::Command;
+use metastore_mvcc::{Committed, CompactionProgress, LeaseChange, Machine, Membership, Options, Outcome, Stream};
 use storage::{Cursor, KeyRange, View};
 
 use support::{Flag, MapEngine, TestEngine, entry, next_output};
@@ -262,8 +268,82 @@ fn parse_action(name: &str, words: &[&str]) -> Option<Action> {
                 remaining_ttl: at(1),
             }],
         }),
+        "alarm" => Action::Alarm(AlarmRequest {
+            action: match words[0] {
+                "activate" => AlarmAction::Activate,
+                "deactivate" => AlarmAction::Deactivate,
+                _ => AlarmAction::Get,
+            }
+            .into(),
+            member_id: at(1) as u64,
+            alarm: match words[2] {
+                "nospace" => AlarmType::Nospace,
+                "corrupt" => AlarmType::Corrupt,
+                _ => AlarmType::None,
+            }
+            .into(),
+        }),
+        "attributes" => Action::MemberAttributes(MemberAttributesRequest {
+            member_id: at(0) as u64,
+            attributes: Some(MemberAttributes {
+                name: words[1].to_owned(),
+                client_urls: vec![words[2].to_owned()],
+            }),
+        }),
+        "urls" => Action::MemberUpdate(MemberUpdate {
+            id: at(0) as u64,
+            peer_urls: vec![words[1].to_owned()],
+        }),
         _ => return None,
     })
+}
+
+/// An entry that changes the members.
+fn member_change(index: u64, words: &[&str]) -> Committed {
+    let id: u64 = words[1].parse().expect("a member");
+    let kind = match words[0] {
+        "promote" => MemberChangeKind::Promote,
+        "remove" => MemberChangeKind::Remove,
+        _ => MemberChangeKind::Add,
+    };
+    let change = MemberChange {
+        kind: kind.into(),
+        member: Some(Member {
+            id,
+            peer_urls: vec![format!("http://{id}")],
+            is_learner: words[0] == "learner",
+            ..Default::default()
+        }),
+    };
+    Committed {
+        index,
+        term: 1,
+        command: Command::MemberChange(encode_operation(&Operation::new(0, Action::MemberChange(change)))),
+    }
+}
+
+fn show_members(membership: &Membership) -> Vec<String> {
+    let mut lines = vec![format!("removed {:?}", membership.removed)];
+    for member in &membership.members {
+        let Member {
+            id,
+            name,
+            peer_urls,
+            client_urls,
+            is_learner,
+        } = member;
+        let learner = if *is_learner { ", learner" } else { "" };
+        lines.push(format!("  {id} {name:?} at {peer_urls:?} for {client_urls:?}{learner}"));
+    }
+    lines
+}
+
+fn show_alarms(alarms: &[AlarmMember]) -> Vec<String> {
+    let shown: Vec<_> = alarms
+        .iter()
+        .map(|alarm| format!("{:?} of {}", alarm.alarm(), alarm.member_id))
+        .collect();
+    vec![format!("alarms [{}]", shown.join(", "))]
 }
 
 /// A key with its value, and in brackets the numbers that say where it comes from.
@@ -392,6 +472,8 @@ impl<E: TestEngine> Stage<E> {
                 Ok(Outcome::LeaseGrant(grant)) => vec![format!("lease {} for {} s", grant.id, grant.ttl)],
                 Ok(Outcome::LeaseRevoke(revoke)) => vec![format!("rev {}", rev_of(&revoke.header))],
                 Ok(Outcome::LeaseCheckpoint) => vec!["done".to_owned()],
+                Ok(Outcome::Alarm(alarm)) => show_alarms(&alarm.alarms),
+                Ok(Outcome::Members(membership)) => show_members(&membership),
             };
             lines.push(format!("{said}: {}", of_it[0]));
             lines.extend_from_slice(&of_it[1..]);
@@ -511,6 +593,13 @@ impl<E: TestEngine> Stage<E> {
             }
             "entry" => {
                 self.end_entry();
+                Vec::new()
+            }
+            "member" => {
+                self.end_entry();
+                self.index += 1;
+                self.entries.push(member_change(self.index, words));
+                self.said.push(line.to_owned());
                 Vec::new()
             }
             "apply" => self.apply(),

@@ -7,10 +7,15 @@
 use std::collections::{BTreeSet, HashMap};
 
 use api::LeaseId;
+use api::codec::LeaseCheckpoint;
 use mvcc::LeaseChange;
 
 /// How long a revocation that was proposed may take before it is proposed again, in milliseconds.
 const REVOKE_RETRY_MS: u64 = 3_000;
+
+/// How long a lease must have been left alone before what it has left is worth replicating, in milliseconds: a tenth of
+/// its time to live, but no less than this. One that is kept alive more often costs nothing.
+const CHECKPOINT_MIN_MS: u64 = 5_000;
 
 /// Knows when each lease ends.
 #[derive(Debug, Default)]
@@ -18,6 +23,8 @@ pub struct Lessor {
     leases: HashMap<LeaseId, Lease>,
     /// When to look at which lease next: its end, or the retry of its revocation. Empty unless leading.
     due: BTreeSet<(u64, LeaseId)>,
+    /// When what a lease has left is to be replicated. Empty unless leading.
+    checkpoints: BTreeSet<(u64, LeaseId)>,
     leading: bool,
 }
 
@@ -30,6 +37,16 @@ struct Lease {
     ends_ms: u64,
     /// When it is looked at: `ends_ms`, or later once its revocation was proposed.
     due_ms: u64,
+    /// When what it has left is to be replicated.
+    checkpoint_ms: u64,
+    /// Whether a checkpoint was handed out that may not be applied yet.
+    checkpointing: bool,
+}
+
+impl Lease {
+    fn checkpoint_interval_ms(&self) -> u64 {
+        (seconds(self.ttl_s) / 10).max(CHECKPOINT_MIN_MS)
+    }
 }
 
 fn seconds(s: i64) -> u64 {
@@ -48,6 +65,7 @@ impl Lessor {
                         id,
                         Lease {
                             remaining_s: remaining_ttl,
+                            checkpointing: known.checkpointing && remaining_ttl > 0,
                             ..known
                         },
                     );
@@ -61,18 +79,66 @@ impl Lessor {
                         remaining_s: remaining_ttl,
                         ends_ms,
                         due_ms: ends_ms,
+                        checkpoint_ms: 0,
+                        checkpointing: false,
                     },
                 );
                 if self.leading {
                     self.due.insert((ends_ms, id));
+                    self.plan_checkpoint(id, now_ms);
                 }
             }
             LeaseChange::Revoked { id } => {
                 if let Some(lease) = self.leases.remove(&id) {
                     self.due.remove(&(lease.due_ms, id));
+                    self.checkpoints.remove(&(lease.checkpoint_ms, id));
                 }
             }
         }
+    }
+
+    fn plan_checkpoint(&mut self, id: LeaseId, now_ms: u64) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            self.checkpoints.remove(&(lease.checkpoint_ms, id));
+            lease.checkpoint_ms = now_ms.saturating_add(lease.checkpoint_interval_ms());
+            // One that ends before has nothing left to replicate.
+            if lease.checkpoint_ms < lease.ends_ms {
+                self.checkpoints.insert((lease.checkpoint_ms, id));
+            }
+        }
+    }
+
+    /// What leases have left that were not kept alive for a while, at most `count_max` of them; for the log, so that the
+    /// next leader starts from there. Rounded up: a lease never loses time to it.
+    pub fn checkpoints(&mut self, now_ms: u64, count_max: usize) -> Vec<LeaseCheckpoint> {
+        let mut checkpoints = Vec::new();
+        while checkpoints.len() < count_max
+            && let Some(&(at_ms, id)) = self.checkpoints.first()
+            && at_ms <= now_ms
+        {
+            let lease = self.leases.get(&id).expect("what is planned exists");
+            let left_ms = lease.ends_ms.saturating_sub(now_ms);
+            let remaining_ttl = i64::try_from(left_ms.div_ceil(1000)).unwrap_or(i64::MAX);
+            self.checkpoints.remove(&(at_ms, id));
+            if remaining_ttl > 0 {
+                self.leases.get_mut(&id).expect("what is planned exists").checkpointing = true;
+                checkpoints.push(LeaseCheckpoint { id, remaining_ttl });
+                self.plan_checkpoint(id, now_ms);
+            }
+        }
+        checkpoints
+    }
+
+    /// Whether the log says, or is about to say, that the lease has less than its full time left. Before it is kept
+    /// alive, that is to be taken back, or the next leader would end it too early. If so, no checkpoint is handed out for
+    /// a while, so that there is time for that.
+    pub fn postpone_checkpoint(&mut self, id: LeaseId, now_ms: u64) -> bool {
+        let is_checkpointed = |lease: &Lease| lease.remaining_s > 0 || lease.checkpointing;
+        let checkpointed = self.leases.get(&id).is_some_and(is_checkpointed);
+        if checkpointed {
+            self.plan_checkpoint(id, now_ms);
+        }
+        checkpointed
     }
 
     /// This member leads now: every lease gets its full time (or what the last checkpoint left of it) and
@@ -80,6 +146,7 @@ impl Lessor {
     pub fn lead(&mut self, now_ms: u64, extension_ms: u64) {
         self.leading = true;
         self.due.clear();
+        self.checkpoints.clear();
         for (&id, lease) in &mut self.leases {
             let left_s = if lease.remaining_s > 0 {
                 lease.remaining_s
@@ -88,7 +155,12 @@ impl Lessor {
             };
             lease.ends_ms = now_ms.saturating_add(seconds(left_s)).saturating_add(extension_ms);
             lease.due_ms = lease.ends_ms;
+            lease.checkpointing = false;
             self.due.insert((lease.due_ms, id));
+            lease.checkpoint_ms = now_ms.saturating_add(lease.checkpoint_interval_ms());
+            if lease.checkpoint_ms < lease.ends_ms {
+                self.checkpoints.insert((lease.checkpoint_ms, id));
+            }
         }
     }
 
@@ -96,6 +168,12 @@ impl Lessor {
     pub fn follow(&mut self) {
         self.leading = false;
         self.due.clear();
+        self.checkpoints.clear();
+    }
+
+    /// Whether this member watches over leases.
+    pub fn leads(&self) -> bool {
+        self.leading
     }
 
     /// Whether there is such a lease.
@@ -123,10 +201,12 @@ impl Lessor {
         self.due.remove(&(lease.due_ms, id));
         lease.ends_ms = now_ms.saturating_add(seconds(lease.ttl_s));
         lease.due_ms = lease.ends_ms;
+        let ttl_s = lease.ttl_s;
         if self.leading {
             self.due.insert((lease.due_ms, id));
+            self.plan_checkpoint(id, now_ms);
         }
-        Some(lease.ttl_s)
+        Some(ttl_s)
     }
 
     /// The time to live as granted, and whole seconds that are left; `None` if there is no such lease.
@@ -213,6 +293,36 @@ mod tests {
         assert_eq!(lessor.expired(151_000, 10), [2, 1]);
         lessor.follow();
         assert_eq!(lessor.expired(u64::MAX, 10), []);
+    }
+
+    #[test]
+    fn what_is_left_is_replicated_unless_the_lease_is_kept_alive() {
+        let mut lessor = Lessor::default();
+        lessor.lead(0, 0);
+        lessor.apply(granted(1, 100), 0);
+        lessor.apply(granted(2, 100), 0);
+        lessor.apply(granted(3, 4), 0);
+        assert_eq!(lessor.keep_alive(2, 9_000), Some(100));
+        assert_eq!(lessor.checkpoints(9_999, 10), []);
+        let left = |id, remaining_ttl| LeaseCheckpoint { id, remaining_ttl };
+        assert_eq!(lessor.checkpoints(10_500, 10), [left(1, 90)]);
+        assert!(lessor.postpone_checkpoint(1, 10_500), "it may be applied at any moment");
+        assert!(!lessor.postpone_checkpoint(2, 10_500));
+        lessor.apply(
+            LeaseChange::Granted {
+                id: 1,
+                ttl: 100,
+                remaining_ttl: 90,
+            },
+            10_600,
+        );
+        assert!(lessor.postpone_checkpoint(1, 10_600));
+        lessor.apply(granted(1, 100), 10_700);
+        assert!(!lessor.postpone_checkpoint(1, 10_700), "it was taken back");
+        assert_eq!(lessor.checkpoints(19_500, 10), [left(2, 90)]);
+        assert_eq!(lessor.checkpoints(20_600, 10), [left(1, 80)]);
+        lessor.follow();
+        assert_eq!(lessor.checkpoints(u64::MAX, 10), []);
     }
 
     #[test]

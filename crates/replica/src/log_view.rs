@@ -1,8 +1,10 @@
 //! The Raft log as raft-rs sees it: what is on disk, and before it the tail that may not be there yet.
 
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use api::MemberId;
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use storage::{LogError, RaftLog};
@@ -17,6 +19,12 @@ pub struct LogView<L> {
     tail: VecDeque<Entry>,
     tail_bytes: usize,
     tail_bytes_max: usize,
+    /// Index and term of a snapshot that replaces all that is on disk, which does not know of it yet.
+    base: Option<(u64, u64)>,
+    /// Whom Raft wants to send a snapshot. Raft asks through a shared reference.
+    wanted: RefCell<BTreeSet<MemberId>>,
+    /// Snapshots to send, without their data.
+    made: BTreeMap<MemberId, Snapshot>,
 }
 
 impl<L: RaftLog> LogView<L> {
@@ -30,7 +38,47 @@ impl<L: RaftLog> LogView<L> {
             tail: VecDeque::new(),
             tail_bytes: 0,
             tail_bytes_max,
+            base: None,
+            wanted: RefCell::default(),
+            made: BTreeMap::new(),
         }
+    }
+
+    /// The log begins anew after a snapshot that Raft accepted.
+    pub(crate) fn install(&mut self, index: u64, term: u64) {
+        self.tail.clear();
+        self.tail_bytes = 0;
+        self.base = Some((index, term));
+        self.made.clear();
+    }
+
+    /// The log on disk begins anew as well.
+    pub(crate) fn installed(&mut self) {
+        self.base = None;
+    }
+
+    /// A snapshot is there to be sent to a member.
+    pub(crate) fn snapshot_made(&mut self, to: MemberId, snapshot: Snapshot) {
+        self.made.insert(to, snapshot);
+    }
+
+    /// The snapshot for a member was taken over, or is of no use any more. Whether there was one.
+    pub(crate) fn drop_snapshot(&mut self, to: MemberId) -> bool {
+        self.made.remove(&to).is_some()
+    }
+
+    /// None of the snapshots that were made is of use any more.
+    pub(crate) fn drop_snapshots(&mut self) {
+        self.made.clear();
+    }
+
+    /// Whom Raft wanted to send a snapshot since the last call.
+    pub(crate) fn take_wanted(&mut self) -> BTreeSet<MemberId> {
+        self.wanted.take()
+    }
+
+    fn first(&self) -> u64 {
+        self.base.map_or_else(|| self.log.first_index(), |(index, _)| index + 1)
     }
 
     /// Adds entries that raft-rs decided on; they replace what was there from the first one's index on.
@@ -68,9 +116,11 @@ impl<L: RaftLog> LogView<L> {
     }
 
     fn last(&self) -> u64 {
-        self.tail
-            .back()
-            .map_or_else(|| self.log.last_index(), |entry| entry.index)
+        match (self.tail.back(), self.base) {
+            (Some(entry), _) => entry.index,
+            (None, Some((index, _))) => index,
+            (None, None) => self.log.last_index(),
+        }
     }
 }
 
@@ -102,7 +152,7 @@ impl<L: RaftLog> Storage for LogView<L> {
         if high > self.last() + 1 {
             return Err(StorageError::Unavailable.into());
         }
-        if low < self.log.first_index() {
+        if low < self.first() {
             return Err(StorageError::Compacted.into());
         }
         let in_tail_from = self.tail.front().map_or(high, |entry| entry.index.min(high));
@@ -127,22 +177,31 @@ impl<L: RaftLog> Storage for LogView<L> {
     }
 
     fn term(&self, index: u64) -> raft::Result<u64> {
-        match self.tail_at(index) {
-            Some(entry) => Ok(entry.term),
-            None => self.log.term(index).map_err(storage_error),
+        match (self.tail_at(index), self.base) {
+            (Some(entry), _) => Ok(entry.term),
+            (None, Some((base, term))) if index == base => Ok(term),
+            (None, Some((base, _))) if index < base => Err(StorageError::Compacted.into()),
+            (None, Some(_)) => Err(StorageError::Unavailable.into()),
+            (None, None) => self.log.term(index).map_err(storage_error),
         }
     }
 
     fn first_index(&self) -> raft::Result<u64> {
-        Ok(self.log.first_index())
+        Ok(self.first())
     }
 
     fn last_index(&self) -> raft::Result<u64> {
         Ok(self.last())
     }
 
-    fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        // Asked for by a leader whose follower is behind the trimmed log. A single voter has no followers.
-        Err(StorageError::SnapshotTemporarilyUnavailable.into())
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        match self.made.get(&to) {
+            // One that was made before the log was trimmed further would have the follower ask for another.
+            Some(made) if made.get_metadata().index >= request_index.max(self.first() - 1) => Ok(made.clone()),
+            _ => {
+                self.wanted.borrow_mut().insert(to);
+                Err(StorageError::SnapshotTemporarilyUnavailable.into())
+            }
+        }
     }
 }

@@ -2,30 +2,38 @@
 //!
 //! Batches form by themselves. Proposals wait in a queue while as many log writes are under way as the configuration
 //! allows; whenever one finishes, all that wait (up to a count and a byte limit) go into the next entry. There is no
-//! timer, so a lone proposal never waits for company.
+//! timer, so a lone proposal never waits for company. A follower's proposals go to the leader in batches of their own,
+//! see [`crate::forward`]; whatever happens to leaders meanwhile, each goes into the log at most once.
+//!
+//! Changes of members are Raft entries of their own kind. The state machine decides whether one is carried out, and Raft
+//! follows it once it is applied.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use api::codec::encode_entry;
+use api::codec::{MemberChange, MemberChangeKind, encode_entry};
 use api::{Error, MemberId, RaftIndex, RequestId};
 use bytes::Bytes;
-use mvcc::Committed;
 use mvcc::machine::Command;
+use mvcc::{Committed, Membership};
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChange, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message};
-use raft::{RawNode, ReadOnlyOption, Ready, StateRole, Storage};
+use raft::eraftpb::{
+    ConfChange, ConfChangeType, ConfState, Entry, EntryType, HardState, Message, MessageType, Snapshot,
+};
+use raft::{ProgressState, RawNode, ReadOnlyOption, Ready, SnapshotStatus, StateRole, Storage};
 use storage::{LogError, RaftLog};
 
+use crate::forward::{Incoming, Outgoing, Proposal, Waiting};
 use crate::log_view::LogView;
+use crate::wire::{Origin, Origins, PeerMessage};
 
 /// How a member behaves.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// This member.
     pub id: MemberId,
-    /// The Raft configuration to begin with when the state machine has none yet: all first voters.
-    pub first_voters: Vec<MemberId>,
+    /// Which start of this member it is: any number that it did not have before.
+    pub incarnation: u64,
     /// Ticks without a leader after which a follower campaigns (a random number up to twice as many).
     pub election_ticks: usize,
     /// Ticks between heartbeats.
@@ -38,12 +46,19 @@ pub struct Config {
     pub appends_inflight_max: usize,
     /// Most bytes of entries in one message.
     pub message_bytes_max: u64,
-    /// Most messages under way to one follower.
+    /// Most messages with entries under way to one follower.
     pub messages_inflight_max: usize,
+    /// Most batches that are handed to the leader and not committed; beyond, proposals gather.
+    pub forwards_inflight_max: usize,
     /// Most bytes of entries that are proposed and not committed; beyond, proposals wait.
     pub uncommitted_bytes_max: u64,
     /// Most bytes of entries that are handed to apply at once.
     pub committed_bytes_max: u64,
+    /// Bytes of entries that are handed out and not applied beyond which a leader takes no proposals and a follower no
+    /// entries.
+    pub unapplied_bytes_max: usize,
+    /// Ticks after which a proposal or read that could not even begin is refused.
+    pub wait_ticks_max: u64,
     /// Bytes of recent entries that stay in memory.
     pub tail_bytes_max: usize,
     /// Whether a candidate asks first whether it could win, so that a member that was cut off disturbs nobody.
@@ -57,30 +72,24 @@ impl Config {
     pub fn new(id: MemberId) -> Self {
         Config {
             id,
-            first_voters: vec![id],
+            incarnation: 1,
             election_ticks: 10,
             heartbeat_ticks: 1,
             batch_ops_max: 1024,
             batch_bytes_max: 4 << 20,
             appends_inflight_max: 2,
             message_bytes_max: 1 << 20,
-            messages_inflight_max: 512,
+            messages_inflight_max: 128,
+            forwards_inflight_max: 8,
             uncommitted_bytes_max: 256 << 20,
             committed_bytes_max: 16 << 20,
+            unapplied_bytes_max: 64 << 20,
+            wait_ticks_max: 70,
             tail_bytes_max: 16 << 20,
             pre_vote: true,
             seed: id,
         }
     }
-}
-
-/// An operation on its way into the log.
-#[derive(Debug, Clone)]
-pub struct Proposal {
-    /// Names it.
-    pub id: RequestId,
-    /// The operation, encoded.
-    pub operation: Bytes,
 }
 
 /// What happened.
@@ -90,16 +99,50 @@ pub enum Input {
     Tick,
     /// Someone wants an operation in the log.
     Propose(Proposal),
+    /// Someone wants to change the members. Only the leader takes it.
+    ProposeMemberChange(Proposal, MemberChange),
     /// Someone wants to know from which applied index on a read is linearizable.
     ReadIndex(RequestId),
     /// A message of a peer arrived.
-    Receive(Box<Message>),
+    Receive(MemberId, PeerMessage),
+    /// A snapshot of a peer is here, whole and on disk, and this is Raft's message that came with it.
+    ReceiveSnapshot(Box<Message>),
+    /// See [`Effect::MakeSnapshot`]: a snapshot of this index is there to be sent.
+    SnapshotMade {
+        /// For whom.
+        to: MemberId,
+        /// What it includes.
+        index: RaftIndex,
+        /// The term of that.
+        term: u64,
+        /// The members as of that index.
+        membership: Arc<Membership>,
+    },
+    /// A snapshot was sent and installed, or could not be.
+    SnapshotSent {
+        /// To whom.
+        to: MemberId,
+        /// Whether it is installed.
+        done: bool,
+    },
+    /// A peer could not be reached.
+    Unreachable(MemberId),
     /// The write of this number, and all before it, is on disk.
     Persisted(u64),
     /// Entries up to here are applied.
-    Applied(RaftIndex),
-    /// Do not wait for an election timeout: there is nobody else to vote.
+    Applied {
+        /// Up to here.
+        index: RaftIndex,
+        /// The changes of members among them, and whether they were carried out: see [`mvcc::Applied`].
+        member_changes: Vec<(RaftIndex, bool)>,
+    },
+    /// Do not wait for an election timeout if there is nobody else to vote. As soon as what is committed is applied,
+    /// which may show that there is.
     Campaign,
+    /// Hand leadership to a voter, or to the one that is furthest along if 0. Nothing happens unless this member leads.
+    Transfer(MemberId),
+    /// Whether this member's state is not to be trusted, so that it must not lead.
+    Quarantine(bool),
 }
 
 /// What to do. Effects of one step are to be begun in order; [`Effect::Append`]s also finish in order.
@@ -116,10 +159,29 @@ pub enum Effect {
         /// Whether it must be on disk before it is reported.
         sync: bool,
     },
-    /// Send to peers at once.
-    Send(Vec<Message>),
+    /// Send to peers at once. What cannot be sent is lost: it is repeated where it matters.
+    Send(Vec<(MemberId, PeerMessage)>),
     /// Apply, then report [`Input::Applied`].
     Apply(Vec<Committed>),
+    /// Make a snapshot of the applied state for a member, and report [`Input::SnapshotMade`] or
+    /// [`Input::SnapshotSent`] with a failure.
+    MakeSnapshot(MemberId),
+    /// Send the snapshot that was made for a member, together with Raft's message, and report [`Input::SnapshotSent`].
+    SendSnapshot(MemberId, Box<Message>),
+    /// Put the state of the snapshot that was received in place of this member's, and begin the log anew, both durably;
+    /// then report [`Input::Persisted`]. Entries that were to be applied before are applied first, or never.
+    Install {
+        /// Names the write.
+        number: u64,
+        /// The snapshot's index.
+        index: RaftIndex,
+        /// Its term.
+        term: u64,
+        /// The hard state.
+        hard_state: HardState,
+    },
+    /// The snapshot that was received is of no use.
+    DropSnapshot,
     /// The read of this name may be served once `index` is applied.
     ReadReady {
         /// The read.
@@ -127,7 +189,8 @@ pub enum Effect {
         /// From where on.
         index: RaftIndex,
     },
-    /// The proposal or read of this name will not happen.
+    /// The proposal or read of this name will not happen; or, if the error is [`Error::TimeoutLeaderFail`], nobody knows
+    /// whether it did or will.
     Reject {
         /// The proposal or read.
         id: RequestId,
@@ -161,8 +224,29 @@ pub struct Standing {
     /// Whether it has no vote.
     pub is_learner: bool,
     /// Whether everything that was ever acknowledged is applied here before it is acknowledged, so that a read of the
-    /// applied state is linearizable as it is: this member leads, its term has begun, and nobody else has a vote.
+    /// applied state is linearizable as it is: this member leads, its term has begun, and it is the cluster's only one.
     pub reads_locally: bool,
+    /// Whether this member leads and the first entry of its term is applied: from then on it may end leases.
+    pub has_begun: bool,
+    /// Whether a log write takes longer than an election timeout.
+    pub is_stalled: bool,
+    /// The member that leadership is being handed to; 0 for none.
+    pub transferring_to: MemberId,
+}
+
+/// How far a peer is, as the leader knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerProgress {
+    /// The peer.
+    pub id: MemberId,
+    /// It has the log up to here.
+    pub matched: RaftIndex,
+    /// Whether it was heard of within the last election timeout.
+    pub is_active: bool,
+    /// Whether it has no vote.
+    pub is_learner: bool,
+    /// Whether it is being sent a snapshot.
+    pub in_snapshot: bool,
 }
 
 /// Why a replica cannot go on.
@@ -194,23 +278,31 @@ pub enum ReplicaError {
         /// The state machine's applied index.
         applied: u64,
     },
-    /// A configuration that does not decode.
-    #[error("the Raft configuration does not decode: {0}")]
-    ConfState(protobuf::ProtobufError),
+    /// A change of the configuration that does not decode.
+    #[error("a change of the Raft configuration does not decode: {0}")]
+    ConfChange(protobuf::ProtobufError),
 }
 
 /// A read index round is repeated after so many ticks without an answer (etcd: 500 ms).
 const READ_RETRY_TICKS: u64 = 5;
+/// Batches that the leader does not confirm are sent again after so many ticks.
+const FORWARD_RETRY_TICKS: u64 = 5;
+/// A snapshot that neither arrived nor failed after so many ticks counts as failed. Long: a large one takes its time.
+const SNAPSHOT_RETRY_TICKS: u64 = 36_000;
 
 /// A Raft member.
 pub struct Replica<L: RaftLog> {
     node: RawNode<LogView<L>>,
     config: Config,
     /// Waiting to be batched.
-    proposals: VecDeque<Proposal>,
+    proposals: VecDeque<Waiting>,
     proposals_bytes: usize,
-    /// Waiting for a read index round to begin.
-    reads: Vec<RequestId>,
+    /// Waiting to be proposed, one after the other.
+    changes: VecDeque<(Waiting, MemberChange)>,
+    outgoing: Outgoing,
+    incoming: Incoming,
+    /// Waiting for a read index round to begin, and since when.
+    reads: Vec<(RequestId, u64)>,
     /// The round that is under way.
     round: Option<ReadRound>,
     rounds: u64,
@@ -221,36 +313,64 @@ pub struct Replica<L: RaftLog> {
     /// A commit index that is worth writing with the next entries but not by itself: losing it loses nothing.
     commit_unwritten: Option<HardState>,
     persisted_index: RaftIndex,
+    /// The snapshot that is being put in place: the number of the write, and its index. Until that is done, everything
+    /// else can wait or get lost.
+    installing: Option<(u64, RaftIndex)>,
+    /// Snapshots that are being made or sent, and since when.
+    snapshots: Vec<(MemberId, u64)>,
+    /// Committed entries that are handed out only once the write of this number is done: a change of members among them
+    /// may take effect only when a restart is sure to know of it.
+    held: VecDeque<(u64, Vec<Entry>)>,
+    /// Changes of members that are committed and not applied.
+    unapplied_changes: VecDeque<(RaftIndex, ConfChange)>,
+    /// Last index and bytes of what is handed out and not applied.
+    unapplied: VecDeque<(RaftIndex, usize)>,
+    unapplied_bytes: usize,
     applied: RaftIndex,
     ticks: u64,
+    /// Since when log writes are under way without any of them finishing.
+    writing_since: Option<u64>,
+    is_quarantined: bool,
+    /// See [`Input::Campaign`].
+    wants_to_lead: bool,
+    /// What was committed when this member became the only one: until that is applied here, a member that left may have
+    /// answered by what it had applied itself.
+    alone_from: RaftIndex,
     standing: Standing,
-    membership: Membership,
+    part: Part,
     rng: SplitMix64,
-    /// Whose election timeout was chosen by us: term and role.
-    timeout_chosen_for: (u64, StateRole),
+    /// The election timeout that was chosen by us, and for which term and role.
+    timeout: (usize, u64, StateRole),
 }
 
 /// What the Raft configuration says about this member.
 #[derive(Clone, Copy)]
-struct Membership {
-    /// Whether nobody else has a vote.
+struct Part {
+    /// Whether nobody else belongs to the cluster. A learner counts: it answers its clients by what it has applied itself,
+    /// which may be more than the voter has.
     is_alone: bool,
+    /// Whether nobody else has a vote.
+    is_only_voter: bool,
     is_learner: bool,
 }
 
-impl Membership {
+impl Part {
     fn of(id: MemberId, conf_state: &ConfState) -> Self {
-        Membership {
-            is_alone: conf_state.voters == [id] && conf_state.voters_outgoing.is_empty(),
+        let is_only_voter = conf_state.voters == [id] && conf_state.voters_outgoing.is_empty();
+        Part {
+            is_alone: is_only_voter && conf_state.learners.is_empty() && conf_state.learners_next.is_empty(),
+            is_only_voter,
             is_learner: conf_state.learners.contains(&id),
         }
     }
 }
 
 struct ReadRound {
-    context: u64,
-    reads: Vec<RequestId>,
+    number: u64,
+    reads: Vec<(RequestId, u64)>,
     begun_ticks: u64,
+    /// Leader and term that were asked.
+    asked: (MemberId, u64),
 }
 
 struct Unpersisted {
@@ -276,14 +396,23 @@ impl SplitMix64 {
     }
 }
 
+/// The Raft configuration that follows from who belongs to the cluster.
+fn conf_state_of(membership: &Membership) -> ConfState {
+    ConfState {
+        voters: membership.voters().collect(),
+        learners: membership.learners().collect(),
+        ..Default::default()
+    }
+}
+
 impl<L: RaftLog> Replica<L> {
-    /// Takes up where the log and the state machine are. `applied` is the state machine's index, `conf_state` its Raft
-    /// configuration as it was encoded in [`Command::ConfState`]; empty if it has none.
+    /// Takes up where the log and the state machine are. `applied` is the state machine's index, `membership` who
+    /// belongs to the cluster as of that index.
     pub fn open(
         config: Config,
         log: Arc<L>,
         applied: RaftIndex,
-        conf_state: &[u8],
+        membership: &Membership,
         logger: &slog::Logger,
     ) -> Result<Self, ReplicaError> {
         let mut hard_state = log.hard_state()?;
@@ -296,14 +425,7 @@ impl<L: RaftLog> Replica<L> {
         }
         // The commit index is written with entries only, so what was applied may be ahead of it.
         hard_state.commit = hard_state.commit.max(applied);
-        let conf_state = if conf_state.is_empty() {
-            ConfState {
-                voters: config.first_voters.clone(),
-                ..Default::default()
-            }
-        } else {
-            ConfState::parse_from_bytes(conf_state).map_err(ReplicaError::ConfState)?
-        };
+        let conf_state = conf_state_of(membership);
         let raft_config = raft::Config {
             id: config.id,
             election_tick: config.election_ticks,
@@ -318,10 +440,13 @@ impl<L: RaftLog> Replica<L> {
             check_quorum: true,
             pre_vote: config.pre_vote,
             read_only_option: ReadOnlyOption::Safe,
-            batch_append: true,
+            // raft-rs adds entries to a queued message that has none without comparing where that one begins, so that a
+            // follower would acknowledge entries that it does not have (`try_batching`, raft-rs 0.7). Our entries are
+            // batches already.
+            batch_append: false,
             ..Default::default()
         };
-        let membership = Membership::of(config.id, &conf_state);
+        let part = Part::of(config.id, &conf_state);
         let view = LogView::new(log, hard_state, conf_state, config.tail_bytes_max);
         let node = RawNode::new(&raft_config, view, logger)?;
         let rng = SplitMix64(config.seed);
@@ -331,12 +456,17 @@ impl<L: RaftLog> Replica<L> {
             term: 0,
             is_learner: false,
             reads_locally: false,
+            has_begun: false,
+            is_stalled: false,
+            transferring_to: 0,
         };
         let mut replica = Replica {
             node,
-            config,
             proposals: VecDeque::new(),
             proposals_bytes: 0,
+            changes: VecDeque::new(),
+            outgoing: Outgoing::new(config.id, config.incarnation),
+            incoming: Incoming::default(),
             reads: Vec::new(),
             round: None,
             rounds: 0,
@@ -344,12 +474,23 @@ impl<L: RaftLog> Replica<L> {
             appends_inflight: 0,
             commit_unwritten: None,
             persisted_index: last,
+            installing: None,
+            snapshots: Vec::new(),
+            held: VecDeque::new(),
+            unapplied_changes: VecDeque::new(),
+            unapplied: VecDeque::new(),
+            unapplied_bytes: 0,
             applied,
             ticks: 0,
+            writing_since: None,
+            is_quarantined: false,
+            wants_to_lead: false,
+            alone_from: 0,
             standing,
-            membership,
+            part,
             rng,
-            timeout_chosen_for: (u64::MAX, StateRole::Follower),
+            timeout: (0, u64::MAX, StateRole::Follower),
+            config,
         };
         replica.choose_timeout();
         Ok(replica)
@@ -370,6 +511,28 @@ impl<L: RaftLog> Replica<L> {
         (self.proposals.len(), self.proposals_bytes)
     }
 
+    /// How far the peers are; empty unless this member leads.
+    pub fn progress(&self) -> Vec<PeerProgress> {
+        let raft = &self.node.raft;
+        if raft.state != StateRole::Leader {
+            return Vec::new();
+        }
+        let learners = raft.prs().conf().learners();
+        let mut peers: Vec<_> = raft
+            .prs()
+            .iter()
+            .map(|(&id, progress)| PeerProgress {
+                id,
+                matched: progress.matched,
+                is_active: progress.recent_active || id == self.config.id,
+                is_learner: learners.contains(&id),
+                in_snapshot: progress.state == ProgressState::Snapshot,
+            })
+            .collect();
+        peers.sort_unstable_by_key(|peer| peer.id);
+        peers
+    }
+
     /// Takes what happened and adds what to do to `effects`. Give it everything that waits at once: proposals that come
     /// together go into one entry together.
     ///
@@ -382,62 +545,299 @@ impl<L: RaftLog> Replica<L> {
     ) -> Result<(), ReplicaError> {
         for input in inputs {
             self.take(input, effects)?;
+            self.choose_timeout();
         }
-        self.choose_timeout();
+        if self.wants_to_lead && self.applied == self.node.raft.raft_log.committed && self.appends_inflight == 0 {
+            self.wants_to_lead = false;
+            if self.part.is_only_voter && self.node.raft.state != StateRole::Leader && !self.is_quarantined {
+                self.node.campaign()?;
+                self.choose_timeout();
+            }
+        }
+        self.follow_leader();
         loop {
             self.propose(effects)?;
-            self.begin_read_round(effects);
-            if !self.node.has_ready() {
+            self.begin_read_round();
+            if self.installing.is_some() || !self.has_ready() {
                 break;
             }
             let ready = self.node.ready();
             self.handle(ready, effects)?;
         }
+        self.make_snapshots(effects);
         self.update_standing(effects);
         Ok(())
     }
 
+    /// Whether raft-rs has something to do that can be done now. While much is handed out and not applied, more
+    /// committed entries alone are no reason: they stay in the log until their turn.
+    fn has_ready(&mut self) -> bool {
+        let is_full = self.unapplied_bytes > self.config.unapplied_bytes_max;
+        // Where something else is to be done, entries come along, one at a time.
+        let bytes_max = if is_full { 0 } else { self.config.committed_bytes_max };
+        self.node.raft.set_max_committed_size_per_ready(bytes_max);
+        if !self.node.has_ready() {
+            return false;
+        }
+        let raft = &self.node.raft;
+        !is_full
+            || !raft.msgs.is_empty()
+            || !raft.read_states.is_empty()
+            || !raft.raft_log.unstable_entries().is_empty()
+            || self.node.snap().is_some_and(|snapshot| !snapshot.is_empty())
+    }
+
     fn take(&mut self, input: Input, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
         match input {
-            Input::Tick => {
-                self.ticks += 1;
-                self.node.tick();
-                if self
-                    .round
-                    .as_ref()
-                    .is_some_and(|round| self.ticks - round.begun_ticks >= READ_RETRY_TICKS)
-                {
-                    // The round's messages were lost, or it was asked before the term began: ask again for all.
-                    let round = self.round.take().expect("it is some");
-                    self.reads.splice(0..0, round.reads);
-                }
-            }
+            Input::Tick => self.tick(effects)?,
             Input::Propose(proposal) => {
                 self.proposals_bytes += proposal.operation.len();
-                self.proposals.push_back(proposal);
+                self.proposals.push_back(Waiting {
+                    proposal,
+                    since_tick: self.ticks,
+                });
             }
-            Input::ReadIndex(id) => self.reads.push(id),
-            Input::Receive(message) => match self.node.step(*message) {
-                // Messages from members that left, or from an older configuration, are no reason to stop.
-                Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg) => {}
-                Err(raft::Error::ProposalDropped) => {}
-                Err(error) => return Err(error.into()),
-            },
-            Input::Persisted(number) => self.persisted(number, effects),
-            Input::Applied(index) => {
-                assert!(index >= self.applied, "the applied index never goes back");
-                self.applied = index;
-                self.node.advance_apply_to(index);
-                let durable_and_applied = index.min(self.persisted_index);
-                self.node.mut_store().evict(durable_and_applied);
+            Input::ProposeMemberChange(proposal, change) => {
+                let waiting = Waiting {
+                    proposal,
+                    since_tick: self.ticks,
+                };
+                self.changes.push_back((waiting, change));
             }
-            Input::Campaign => self.node.campaign()?,
+            Input::ReadIndex(id) => self.reads.push((id, self.ticks)),
+            Input::Receive(from, message) => self.receive(from, message, effects)?,
+            Input::ReceiveSnapshot(message) => {
+                let before = self.installing.is_some();
+                if !before {
+                    self.step_raft(*message)?;
+                }
+                if before || self.node.snap().is_none_or(Snapshot::is_empty) {
+                    effects.push(Effect::DropSnapshot);
+                } else {
+                    // At once: what comes after it must not meet half of it.
+                    let ready = self.node.ready();
+                    self.handle(ready, effects)?;
+                }
+            }
+            Input::SnapshotMade {
+                to,
+                index,
+                term,
+                membership,
+            } => {
+                let mut snapshot = Snapshot::default();
+                let metadata = snapshot.mut_metadata();
+                (metadata.index, metadata.term) = (index, term);
+                metadata.set_conf_state(conf_state_of(&membership));
+                self.node.mut_store().snapshot_made(to, snapshot);
+            }
+            Input::SnapshotSent { to, done } => {
+                self.snapshots.retain(|(member, _)| *member != to);
+                self.node.mut_store().drop_snapshot(to);
+                let status = if done {
+                    SnapshotStatus::Finish
+                } else {
+                    SnapshotStatus::Failure
+                };
+                self.node.report_snapshot(to, status);
+            }
+            Input::Unreachable(id) => self.node.report_unreachable(id),
+            Input::Persisted(number) => self.persisted(number, effects)?,
+            Input::Applied { index, member_changes } => self.applied(index, &member_changes)?,
+            Input::Campaign => self.wants_to_lead = true,
+            Input::Transfer(to) => self.transfer(to),
+            Input::Quarantine(is_quarantined) => self.is_quarantined = is_quarantined,
         }
         Ok(())
     }
 
+    fn tick(&mut self, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
+        self.ticks += 1;
+        let leads = self.node.raft.state == StateRole::Leader;
+        // A member in quarantine never campaigns. Neither does a lone voter whose writes are under way: it would win at
+        // once, with entries that are not on its disk, which raft-rs does not expect.
+        let must_not_campaign = self.is_quarantined || (self.part.is_only_voter && self.appends_inflight > 0);
+        if (leads || !must_not_campaign) && self.installing.is_none() {
+            self.node.tick();
+        }
+        if self
+            .round
+            .as_ref()
+            .is_some_and(|round| self.ticks - round.begun_ticks >= READ_RETRY_TICKS)
+        {
+            self.repeat_round();
+        }
+        self.refuse_late(effects);
+        if let Some((to, forward)) = self.outgoing.repeat(self.ticks, FORWARD_RETRY_TICKS)
+            && to == self.node.raft.leader_id
+        {
+            effects.push(Effect::Send(vec![(to, PeerMessage::Forward(forward))]));
+        }
+        if leads && self.is_quarantined && self.node.raft.lead_transferee.is_none() {
+            self.transfer(0);
+        }
+        let now = self.ticks;
+        let given_up = self
+            .snapshots
+            .extract_if(.., |(_, since)| now - *since >= SNAPSHOT_RETRY_TICKS)
+            .collect::<Vec<_>>();
+        for (to, _) in given_up {
+            self.node.mut_store().drop_snapshot(to);
+            self.node.report_snapshot(to, SnapshotStatus::Failure);
+        }
+        self.fence();
+        Ok(())
+    }
+
+    /// The round's messages were lost, or whoever was asked leads no more: ask again for all.
+    fn repeat_round(&mut self) {
+        if let Some(round) = self.round.take() {
+            self.reads.splice(0..0, round.reads);
+        }
+    }
+
+    /// Refuses what has waited too long for a leader.
+    fn refuse_late(&mut self, effects: &mut Vec<Effect>) {
+        let (now, most) = (self.ticks, self.config.wait_ticks_max);
+        let is_late = |since: u64| now - since > most;
+        let error = Error::TimeoutLeaderFail;
+        while let Some(waiting) = self.proposals.front()
+            && is_late(waiting.since_tick)
+        {
+            let waiting = self.proposals.pop_front().expect("there is a front");
+            self.proposals_bytes -= waiting.proposal.operation.len();
+            let id = waiting.proposal.id;
+            effects.push(Effect::Reject { id, error });
+        }
+        while let Some((waiting, _)) = self.changes.front()
+            && is_late(waiting.since_tick)
+        {
+            let (waiting, _) = self.changes.pop_front().expect("there is a front");
+            let id = waiting.proposal.id;
+            effects.push(Effect::Reject { id, error });
+        }
+        let late = self.reads.iter().take_while(|(_, since)| is_late(*since)).count();
+        for (id, _) in self.reads.drain(..late) {
+            effects.push(Effect::Reject { id, error });
+        }
+    }
+
+    /// A leader whose log does not take writes any more gives leadership up.
+    fn fence(&mut self) {
+        let raft = &self.node.raft;
+        let timeout = self.config.election_ticks as u64;
+        let Some(since) = self.writing_since else { return };
+        let stalled = self.ticks - since;
+        if raft.state != StateRole::Leader || self.part.is_only_voter || stalled < timeout {
+            return;
+        }
+        if stalled >= 2 * timeout {
+            // Nobody took it over. Without a leader the others will elect one.
+            let term = raft.term;
+            self.node.raft.become_follower(term, 0);
+        } else if raft.lead_transferee.is_none() {
+            self.transfer(0);
+        }
+    }
+
+    fn transfer(&mut self, to: MemberId) {
+        if self.node.raft.state != StateRole::Leader {
+            return;
+        }
+        let to = if to == 0 {
+            let peers = self.progress();
+            let others = peers
+                .iter()
+                .filter(|peer| peer.id != self.config.id && !peer.is_learner && peer.is_active);
+            others.max_by_key(|peer| peer.matched).map_or(0, |peer| peer.id)
+        } else {
+            to
+        };
+        if to != 0 && to != self.config.id {
+            self.node.transfer_leader(to);
+        }
+    }
+
+    fn receive(&mut self, from: MemberId, message: PeerMessage, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
+        match message {
+            PeerMessage::Raft(message) => {
+                if message.from != from || self.installing.is_some() {
+                    // What is lost while the log begins anew is repeated.
+                    return Ok(());
+                }
+                let kind = message.get_msg_type();
+                match kind {
+                    // A snapshot comes with its data, and proposals as batches, or not at all.
+                    MessageType::MsgSnapshot | MessageType::MsgPropose => return Ok(()),
+                    MessageType::MsgTimeoutNow if self.is_quarantined => return Ok(()),
+                    MessageType::MsgAppend
+                        if !message.entries.is_empty() && self.unapplied_bytes > self.config.unapplied_bytes_max =>
+                    {
+                        return Ok(());
+                    }
+                    _ => {}
+                }
+                self.step_raft(*message)
+            }
+            PeerMessage::Forward(forward) => {
+                self.follow_leader();
+                if let Some(accepted) = self.incoming.take(from, forward) {
+                    effects.push(Effect::Send(vec![(from, PeerMessage::Accepted(accepted))]));
+                }
+                Ok(())
+            }
+            PeerMessage::Accepted(accepted) => {
+                self.outgoing.accepted(from, &accepted);
+                Ok(())
+            }
+        }
+    }
+
+    fn step_raft(&mut self, message: Message) -> Result<(), ReplicaError> {
+        match self.node.step(message) {
+            // Messages from members that left, or from an older configuration, are no reason to stop.
+            Ok(()) | Err(raft::Error::StepPeerNotFound | raft::Error::StepLocalMsg) => Ok(()),
+            Err(raft::Error::ProposalDropped) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Entries up to `index` are applied; Raft follows the changes of members among them that were carried out.
+    fn applied(&mut self, index: RaftIndex, member_changes: &[(RaftIndex, bool)]) -> Result<(), ReplicaError> {
+        while let Some((_, bytes)) = self.unapplied.pop_front_if(|(last, _)| *last <= index) {
+            self.unapplied_bytes -= bytes;
+        }
+        if index <= self.applied {
+            // From before a snapshot.
+            return Ok(());
+        }
+        for &(at, carried_out) in member_changes {
+            let Some((_, change)) = self.unapplied_changes.pop_front_if(|(front, _)| *front == at) else {
+                continue;
+            };
+            if carried_out {
+                let conf_state = self.node.apply_conf_change(&change)?;
+                let was_alone = self.part.is_alone;
+                self.part = Part::of(self.config.id, &conf_state);
+                if self.part.is_alone && !was_alone {
+                    self.alone_from = self.node.raft.raft_log.committed;
+                }
+                if self.node.raft.state == StateRole::Leader && self.node.raft.prs().get(self.config.id).is_none() {
+                    // It removed itself. raft-rs would count on a progress of its own that is gone.
+                    let term = self.node.raft.term;
+                    self.node.raft.become_follower(term, 0);
+                }
+            }
+        }
+        self.applied = index;
+        self.node.advance_apply_to(index);
+        let durable_and_applied = index.min(self.persisted_index);
+        self.node.mut_store().evict(durable_and_applied);
+        Ok(())
+    }
+
     /// A write and all before it are on disk. Readys that had nothing to write count as persisted with the one before.
-    fn persisted(&mut self, number: u64, effects: &mut Vec<Effect>) {
+    fn persisted(&mut self, number: u64, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
         let mut done = None;
         let mut messages = Vec::new();
         while let Some(front) = self.unpersisted.front() {
@@ -455,102 +855,284 @@ impl<L: RaftLog> Replica<L> {
             messages.extend(front.messages);
             done = Some(front.number);
         }
+        self.writing_since = (self.appends_inflight > 0).then_some(self.ticks);
         if let Some(done) = done {
             self.node.on_persist_ready(done);
+            if let Some((_, index)) = self.installing.take_if(|(number, _)| *number <= done) {
+                self.node.mut_store().installed();
+                // What comes after it is handed out after it. What came before may never be reported as applied.
+                while let Some((_, bytes)) = self.unapplied.pop_front_if(|(last, _)| *last <= index) {
+                    self.unapplied_bytes -= bytes;
+                }
+                self.applied = index;
+                self.node.advance_apply_to(index);
+            }
         }
-        if !messages.is_empty() {
-            effects.push(Effect::Send(messages));
+        self.send(messages, effects);
+        while let Some((_, entries)) = self.held.pop_front_if(|(of, _)| Some(*of) <= done) {
+            self.apply(entries, effects)?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, messages: Vec<Message>, effects: &mut Vec<Effect>) {
+        if messages.is_empty() {
+            return;
+        }
+        let mut out = Vec::with_capacity(messages.len());
+        for message in messages {
+            let to = message.to;
+            if message.get_msg_type() == MessageType::MsgSnapshot {
+                self.node.mut_store().drop_snapshot(to);
+                effects.push(Effect::SendSnapshot(to, Box::new(message)));
+            } else {
+                out.push((to, PeerMessage::Raft(Box::new(message))));
+            }
+        }
+        if !out.is_empty() {
+            effects.push(Effect::Send(out));
         }
     }
 
-    /// Turns what waits into entries, as long as the log takes more writes.
-    fn propose(&mut self, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
-        if self.proposals.is_empty() {
-            return Ok(());
-        }
-        if self.node.raft.state != StateRole::Leader {
-            let error = if self.node.raft.leader_id == 0 {
-                Error::NoLeader
-            } else {
-                Error::NotLeader
-            };
-            for Proposal { id, .. } in self.proposals.drain(..) {
-                effects.push(Effect::Reject { id, error });
+    /// Tells those who hand batches on who leads.
+    fn follow_leader(&mut self) {
+        let raft = &self.node.raft;
+        let (term, leader) = (raft.term, raft.leader_id);
+        if raft.state == StateRole::Leader {
+            self.incoming.lead(term);
+        } else {
+            self.incoming.lead(0);
+            // Whoever does not lead has no snapshots on the way.
+            if !self.snapshots.is_empty() {
+                self.snapshots.clear();
+                self.node.mut_store().drop_snapshots();
             }
-            self.proposals_bytes = 0;
+            if leader != 0 {
+                self.outgoing.follow(term, leader, self.ticks);
+            }
+        }
+        if self.round.as_ref().is_some_and(|round| round.asked != (leader, term)) {
+            self.repeat_round();
+        }
+    }
+
+    /// Turns what waits into entries, or hands it to the leader, as long as they take more.
+    fn propose(&mut self, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
+        if self.installing.is_some() {
             return Ok(());
         }
-        if self.appends_inflight >= self.config.appends_inflight_max {
+        if self.node.raft.state == StateRole::Leader {
+            self.propose_change(effects)?;
+            if self.appends_inflight < self.config.appends_inflight_max
+                && self.unapplied_bytes <= self.config.unapplied_bytes_max
+            {
+                self.propose_batch(effects)?;
+            }
             return Ok(());
         }
-        let (mut count, mut bytes) = (0, 0);
-        for proposal in &self.proposals {
-            let len = proposal.operation.len();
-            if count > 0 && (count >= self.config.batch_ops_max || bytes + len > self.config.batch_bytes_max) {
+        for (waiting, _) in self.changes.drain(..) {
+            effects.push(Effect::Reject {
+                id: waiting.proposal.id,
+                error: Error::NotLeader,
+            });
+        }
+        let (leader, term) = (self.node.raft.leader_id, self.node.raft.term);
+        while leader != 0 && self.outgoing.handed_to(term).0 < self.config.forwards_inflight_max {
+            let batch = self.take_batch(0, 0, effects);
+            if batch.is_empty() {
                 break;
             }
-            count += 1;
-            bytes += len;
+            let (to, forward) = self.outgoing.forward(batch, self.ticks);
+            effects.push(Effect::Send(vec![(to, PeerMessage::Forward(forward))]));
         }
-        let data = encode_entry(self.proposals.range(..count).map(|proposal| &proposal.operation[..]));
-        match self.node.propose(Vec::new(), data) {
+        Ok(())
+    }
+
+    /// Takes as many of this member's own proposals as fit beside `count` operations of `bytes`. Those that make sense
+    /// for another leader only are refused.
+    fn take_batch(&mut self, mut count: usize, mut bytes: usize, effects: &mut Vec<Effect>) -> Vec<Waiting> {
+        let leading = if self.node.raft.state == StateRole::Leader {
+            self.node.raft.term
+        } else {
+            0
+        };
+        let mut batch = Vec::new();
+        while let Some(Waiting { proposal, .. }) = self.proposals.front() {
+            let len = proposal.operation.len();
+            let wanted = proposal.leader_term == 0 || proposal.leader_term == leading;
+            if wanted && count > 0 && (count >= self.config.batch_ops_max || bytes + len > self.config.batch_bytes_max)
+            {
+                break;
+            }
+            let waiting = self.proposals.pop_front().expect("there is a front");
+            self.proposals_bytes -= len;
+            if wanted {
+                count += 1;
+                bytes += len;
+                batch.push(waiting);
+            } else {
+                effects.push(Effect::Reject {
+                    id: waiting.proposal.id,
+                    error: Error::LeaderChanged,
+                });
+            }
+        }
+        batch
+    }
+
+    fn propose_batch(&mut self, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
+        // Followers' batches first: they have waited longer.
+        let (mut batches, mut count, mut bytes) = (0, 0, 0);
+        for batch in &self.incoming.batches {
+            if batches > 0
+                && (count + batch.operations.len() > self.config.batch_ops_max
+                    || bytes + batch.bytes > self.config.batch_bytes_max)
+            {
+                break;
+            }
+            batches += 1;
+            count += batch.operations.len();
+            bytes += batch.bytes;
+        }
+        let own = self.take_batch(count, bytes, effects);
+        if batches == 0 && own.is_empty() {
+            return Ok(());
+        }
+        let term = self.node.raft.term;
+        let forwarded = self.incoming.batches.range(..batches);
+        let mut origins: Vec<Origin> = forwarded.clone().map(|batch| batch.origin).collect();
+        let mut operations: Vec<Bytes> = forwarded.flat_map(|batch| &batch.operations).cloned().collect();
+        operations.extend(own.iter().map(|waiting| waiting.proposal.operation.clone()));
+        let has_own = !own.is_empty();
+        if has_own {
+            origins.push(self.outgoing.propose(term, own, true));
+        }
+        let data = encode_entry(operations.iter().map(|operation| &operation[..]));
+        let context = prost::Message::encode_to_vec(&Origins { origins });
+        match self.node.propose(context, data) {
             Ok(()) => {
-                self.proposals.drain(..count);
-                self.proposals_bytes -= bytes;
+                self.incoming.batches.drain(..batches);
                 Ok(())
             }
             // Too much is uncommitted, or leadership is being handed over: they wait on.
-            Err(raft::Error::ProposalDropped) => Ok(()),
+            Err(raft::Error::ProposalDropped) => {
+                if has_own {
+                    let own = self.outgoing.take_back();
+                    self.put_back(own);
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn put_back(&mut self, batch: Vec<Waiting>) {
+        for waiting in batch.into_iter().rev() {
+            self.proposals_bytes += waiting.proposal.operation.len();
+            self.proposals.push_front(waiting);
+        }
+    }
+
+    /// Proposes the next change of members, once the one before it is applied: raft-rs would turn it into nothing.
+    fn propose_change(&mut self, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
+        if self.node.raft.has_pending_conf() {
+            return Ok(());
+        }
+        let Some((waiting, change)) = self.changes.pop_front() else {
+            return Ok(());
+        };
+        let kind = match change.kind() {
+            MemberChangeKind::Add if change.member.as_ref().is_some_and(|member| member.is_learner) => {
+                ConfChangeType::AddLearnerNode
+            }
+            MemberChangeKind::Add | MemberChangeKind::Promote => ConfChangeType::AddNode,
+            MemberChangeKind::Remove => ConfChangeType::RemoveNode,
+        };
+        let mut conf_change = ConfChange {
+            node_id: change.member_id(),
+            context: waiting.proposal.operation.clone(),
+            ..Default::default()
+        };
+        conf_change.set_change_type(kind);
+        let id = waiting.proposal.id;
+        let origin = self.outgoing.propose(self.node.raft.term, vec![waiting], false);
+        let context = prost::Message::encode_to_vec(&Origins { origins: vec![origin] });
+        match self.node.propose_conf_change(context, conf_change) {
+            Ok(()) => Ok(()),
+            Err(raft::Error::ProposalDropped) => {
+                self.outgoing.take_back();
+                effects.push(Effect::Reject {
+                    id,
+                    error: Error::LeaderChanged,
+                });
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
     }
 
     /// All reads that wait share one round.
-    fn begin_read_round(&mut self, effects: &mut Vec<Effect>) {
-        if self.reads.is_empty() || self.round.is_some() {
+    fn begin_read_round(&mut self) {
+        let raft = &self.node.raft;
+        if self.reads.is_empty() || self.round.is_some() || raft.leader_id == 0 || self.installing.is_some() {
             return;
         }
-        if self.node.raft.leader_id == 0 {
-            for id in self.reads.drain(..) {
-                effects.push(Effect::Reject {
-                    id,
-                    error: Error::NoLeader,
-                });
-            }
+        // A leader whose term has not begun would drop the question.
+        if raft.state == StateRole::Leader && !raft.commit_to_current_term() {
             return;
         }
+        let asked = (raft.leader_id, raft.term);
         self.rounds += 1;
-        let context = self.rounds;
-        self.node.read_index(context.to_be_bytes().to_vec());
-        let reads = std::mem::take(&mut self.reads);
+        let number = self.rounds;
+        // No two members, and no two starts of one, ever ask the same: an answer to an old question would be too low.
+        let mut context = Vec::with_capacity(24);
+        context.extend(self.config.id.to_be_bytes());
+        context.extend(self.config.incarnation.to_be_bytes());
+        context.extend(number.to_be_bytes());
+        self.node.read_index(context);
         self.round = Some(ReadRound {
-            context,
-            reads,
+            number,
+            reads: std::mem::take(&mut self.reads),
             begun_ticks: self.ticks,
+            asked,
         });
+    }
+
+    /// The number of the round that a context names, if it is one of ours.
+    fn round_of(&self, context: &[u8]) -> Option<u64> {
+        let (whose, number) = context.split_at_checked(16)?;
+        let ours = [self.config.id.to_be_bytes(), self.config.incarnation.to_be_bytes()].concat();
+        (whose == ours).then_some(u64::from_be_bytes(number.try_into().ok()?))
     }
 
     fn handle(&mut self, mut ready: Ready, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
         let number = ready.number();
         let messages = ready.take_messages();
-        if !messages.is_empty() {
-            effects.push(Effect::Send(messages));
-        }
-        assert!(
-            ready.snapshot().is_empty(),
-            "a member without peers receives no snapshot"
-        );
+        self.send(messages, effects);
         for state in ready.take_read_states() {
-            let context = u64::from_be_bytes(state.request_ctx[..].try_into().expect("contexts are ours"));
-            if let Some(round) = self.round.take_if(|round| round.context == context) {
-                for id in round.reads {
+            let number = self.round_of(&state.request_ctx);
+            if let Some(round) = self.round.take_if(|round| Some(round.number) == number) {
+                for (id, _) in round.reads {
                     effects.push(Effect::ReadReady { id, index: state.index });
                 }
             }
         }
         let entries = ready.take_entries();
+        let installs = (!ready.snapshot().is_empty()).then(|| {
+            let metadata = ready.snapshot().get_metadata();
+            (metadata.index, metadata.term)
+        });
         let mut hard_state = ready.hs().cloned();
-        if entries.is_empty() && !ready.must_sync() {
+        // The commit index is written now and then only; but what a change of members makes of the quorum must not be
+        // forgotten, or those that are left could not go on without the one that is gone.
+        let changes_members = ready
+            .committed_entries()
+            .iter()
+            .any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        if changes_members {
+            hard_state = Some(self.node.raft.hard_state());
+            self.commit_unwritten = None;
+        } else if entries.is_empty() && !ready.must_sync() {
             if hard_state.is_some() {
                 self.commit_unwritten = hard_state.take();
             }
@@ -558,9 +1140,17 @@ impl<L: RaftLog> Replica<L> {
             hard_state = hard_state.or(self.commit_unwritten.take());
             self.commit_unwritten = None;
         }
-        let writes = !entries.is_empty() || hard_state.is_some();
-        let sync = ready.must_sync();
-        let last_index = entries.last().map(|entry| entry.index);
+        let writes = !entries.is_empty() || hard_state.is_some() || installs.is_some();
+        let sync = ready.must_sync() || changes_members;
+        let mut last_index = entries.last().map(|entry| entry.index);
+        if let Some((index, term)) = installs {
+            assert!(
+                entries.is_empty(),
+                "a snapshot is handled before anything can follow it"
+            );
+            self.node.mut_store().install(index, term);
+            last_index = Some(index);
+        }
         self.node.mut_store().append(&entries);
         let committed = ready.take_committed_entries();
         let messages = ready.take_persisted_messages();
@@ -573,6 +1163,11 @@ impl<L: RaftLog> Replica<L> {
         });
         if writes {
             self.appends_inflight += 1;
+            self.writing_since.get_or_insert(self.ticks);
+        }
+        if let Some((index, term)) = installs {
+            self.begin_install(number, index, term, effects);
+        } else if writes {
             effects.push(Effect::Append {
                 number,
                 entries,
@@ -580,53 +1175,116 @@ impl<L: RaftLog> Replica<L> {
                 sync,
             });
         } else if self.appends_inflight == 0 {
-            self.persisted(number, effects);
+            self.persisted(number, effects)?;
         }
-        self.apply(committed, effects)
+        if changes_members {
+            self.held.push_back((number, committed));
+            return Ok(());
+        }
+        match self.held.back_mut() {
+            // Behind those that wait.
+            Some((_, waiting)) => waiting.extend(committed),
+            None => self.apply(committed, effects)?,
+        }
+        Ok(())
+    }
+
+    fn begin_install(&mut self, number: u64, index: RaftIndex, term: u64, effects: &mut Vec<Effect>) {
+        self.installing = Some((number, index));
+        // The snapshot includes them; whoever waits for them is told below that nobody knows.
+        self.held.clear();
+        self.unapplied_changes.clear();
+        let conf_state = self.node.raft.prs().conf().to_conf_state();
+        self.part = Part::of(self.config.id, &conf_state);
+        effects.push(Effect::Install {
+            number,
+            index,
+            term,
+            hard_state: self.node.raft.hard_state(),
+        });
+        for id in self.outgoing.forget() {
+            effects.push(Effect::Reject {
+                id,
+                error: Error::TimeoutLeaderFail,
+            });
+        }
     }
 
     fn apply(&mut self, entries: Vec<Entry>, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
-        if entries.is_empty() {
+        let Some(last) = entries.last().map(|entry| entry.index) else {
             return Ok(());
-        }
+        };
         let mut committed = Vec::with_capacity(entries.len());
+        let (mut bytes, mut again) = (0, Vec::new());
         for entry in entries {
-            let Entry { index, term, data, .. } = entry;
-            let command = match entry.entry_type {
+            let kind = entry.get_entry_type();
+            let Entry {
+                index,
+                term,
+                data,
+                context,
+                ..
+            } = entry;
+            bytes += data.len();
+            let lost = self.outgoing.committed(term, &context);
+            again.extend(lost.again);
+            for id in lost.never {
+                effects.push(Effect::Reject {
+                    id,
+                    error: Error::LeaderChanged,
+                });
+            }
+            let command = match kind {
                 EntryType::EntryNormal => Command::Operations(data),
                 EntryType::EntryConfChange => {
-                    let change = ConfChange::parse_from_bytes(&data).map_err(ReplicaError::ConfState)?;
-                    let conf_state = self.node.apply_conf_change(&change)?;
-                    self.conf_changed(&conf_state)?
+                    let change = ConfChange::parse_from_carllerche_bytes(&data).map_err(ReplicaError::ConfChange)?;
+                    let operation = change.context.clone();
+                    self.unapplied_changes.push_back((index, change));
+                    Command::MemberChange(operation)
                 }
                 EntryType::EntryConfChangeV2 => {
-                    let change = ConfChangeV2::parse_from_bytes(&data).map_err(ReplicaError::ConfState)?;
-                    let conf_state = self.node.apply_conf_change(&change)?;
-                    self.conf_changed(&conf_state)?
+                    let text = "changes of more than one member at once are not made by this release";
+                    return Err(ReplicaError::ConfChange(protobuf::ProtobufError::IoError(
+                        std::io::Error::other(text),
+                    )));
                 }
             };
             committed.push(Committed { index, term, command });
         }
+        self.unapplied.push_back((last, bytes));
+        self.unapplied_bytes += bytes;
+        self.put_back(again);
         effects.push(Effect::Apply(committed));
         Ok(())
     }
 
-    /// Notes a new Raft configuration; the state machine keeps it with the entry that made it.
-    fn conf_changed(&mut self, conf_state: &ConfState) -> Result<Command, ReplicaError> {
-        self.membership = Membership::of(self.config.id, conf_state);
-        let bytes = conf_state.write_to_bytes().map_err(ReplicaError::ConfState)?;
-        Ok(Command::ConfState(bytes.into()))
+    /// Has the snapshots made that raft-rs wants to send.
+    fn make_snapshots(&mut self, effects: &mut Vec<Effect>) {
+        let wanted: BTreeSet<MemberId> = self.node.mut_store().take_wanted();
+        for to in wanted {
+            // One that is there and yet not good enough is from before the log was trimmed.
+            if self.node.mut_store().drop_snapshot(to) {
+                self.snapshots.retain(|(member, _)| *member != to);
+            }
+            if self.snapshots.iter().all(|(member, _)| *member != to) {
+                self.snapshots.push((to, self.ticks));
+                effects.push(Effect::MakeSnapshot(to));
+            }
+        }
     }
 
-    /// raft-rs draws a new election timeout from a random number of its own whenever the term or the role changes.
-    /// Ours replaces it, so that a run with the same seed is the same run.
+    /// raft-rs draws a new election timeout from a random number of its own whenever it begins anew. Ours replaces it,
+    /// so that a run with the same seed is the same run.
     fn choose_timeout(&mut self) {
-        let now = (self.node.raft.term, self.node.raft.state);
-        if self.timeout_chosen_for != now {
-            self.timeout_chosen_for = now;
+        let (chosen, term, role) = self.timeout;
+        let raft = &mut self.node.raft;
+        if (term, role) != (raft.term, raft.state) {
             let ticks = self.config.election_ticks;
-            let extra = (self.rng.next() % ticks as u64) as usize;
-            self.node.raft.set_randomized_election_timeout(ticks + extra);
+            let chosen = ticks + (self.rng.next() % ticks as u64) as usize;
+            self.timeout = (chosen, raft.term, raft.state);
+            raft.set_randomized_election_timeout(chosen);
+        } else if raft.randomized_election_timeout() != chosen {
+            raft.set_randomized_election_timeout(chosen);
         }
     }
 
@@ -638,18 +1296,23 @@ impl<L: RaftLog> Replica<L> {
             StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
         };
         // The term has begun here once its first entry is applied: then so is everything acknowledged before it.
-        let begun = raft.commit_to_current_term()
+        let has_begun = role == Role::Leader
+            && raft.commit_to_current_term()
             && raft
                 .raft_log
                 .store
                 .term(self.applied)
                 .is_ok_and(|term| term == raft.term);
+        let timeout = self.config.election_ticks as u64;
         let standing = Standing {
             leader: raft.leader_id,
             role,
             term: raft.term,
-            is_learner: self.membership.is_learner,
-            reads_locally: self.membership.is_alone && role == Role::Leader && begun,
+            is_learner: self.part.is_learner,
+            reads_locally: self.part.is_alone && has_begun && self.applied >= self.alone_from,
+            has_begun,
+            is_stalled: self.writing_since.is_some_and(|since| self.ticks - since >= timeout),
+            transferring_to: raft.lead_transferee.unwrap_or(0),
         };
         if standing != self.standing {
             self.standing = standing;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use api::codec::{Action, Operation, decode_entry, encode_operation};
-use api::kv::PutRequest;
+use api::kv::{Member, PutRequest};
 use api::{Error, RequestId};
 use metastore_replica::{Config, Effect, Input, Proposal, Replica, ReplicaError, Role};
-use mvcc::Committed;
 use mvcc::machine::Command;
+use mvcc::{Committed, Membership};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 use raft::eraftpb::{Entry, HardState};
@@ -102,7 +102,15 @@ struct Bench {
 
 fn open(config: Config, log: &Arc<TestLog>, applied: u64) -> Result<Replica<TestLog>, ReplicaError> {
     let logger = slog::Logger::root(slog::Discard, slog::o!());
-    Replica::open(config, log.clone(), applied, &[], &logger)
+    let member = Member {
+        id: config.id,
+        ..Default::default()
+    };
+    let alone = Membership {
+        members: vec![member],
+        removed: Vec::new(),
+    };
+    Replica::open(config, log.clone(), applied, &alone, &logger)
 }
 
 impl Bench {
@@ -150,6 +158,7 @@ impl Bench {
                 Effect::Reject { id, error } => self.rejected.push((id, error)),
                 Effect::Send(messages) => assert!(messages.is_empty()),
                 Effect::Standing(_) => {}
+                other => panic!("a member that is alone was told to {other:?}"),
             }
         }
     }
@@ -164,7 +173,10 @@ impl Bench {
     /// Reports everything committed as applied.
     fn apply(&mut self) {
         if let Some(index) = self.committed.last().map(|entry| entry.index) {
-            self.step([Input::Applied(index)]);
+            self.step([Input::Applied {
+                index,
+                member_changes: Vec::new(),
+            }]);
         }
     }
 
@@ -184,7 +196,7 @@ impl Bench {
 fn ids(entry: &Committed) -> Vec<RequestId> {
     match &entry.command {
         Command::Operations(data) => decode_entry(data).unwrap().iter().map(Operation::id).collect(),
-        Command::ConfState(_) => panic!("no configuration changes here"),
+        Command::MemberChange(_) => panic!("no configuration changes here"),
     }
 }
 
@@ -195,7 +207,11 @@ fn propose(id: RequestId, value_len: usize) -> Input {
         ..Default::default()
     };
     let operation = encode_operation(&Operation::new(id, Action::Put(put)));
-    Input::Propose(Proposal { id, operation })
+    Input::Propose(Proposal {
+        id,
+        operation,
+        leader_term: 0,
+    })
 }
 
 fn config() -> Config {
@@ -314,8 +330,14 @@ fn a_restart_applies_what_the_engine_had_lost() {
     }
     let log = bench.log.clone();
     // The engine came back with entry 3 as its last: the first is the leader's own, so operations 3 and 4 are missing.
-    let mut bench = Bench::at(config(), log, 3);
+    let restarted = Config {
+        incarnation: 2,
+        ..config()
+    };
+    let mut bench = Bench::at(restarted, log, 3);
     bench.step([Input::Campaign]);
+    assert_eq!(bench.replica.standing().role, Role::Follower, "it replays first");
+    bench.apply();
     assert_eq!(bench.replica.standing().role, Role::Leader);
     assert!(!bench.replica.standing().reads_locally, "its term has not begun");
     bench.settle();
@@ -343,10 +365,44 @@ fn a_log_and_a_state_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn without_a_leader_proposals_and_reads_are_refused() {
-    let mut bench = Bench::new(config());
+fn without_a_leader_proposals_and_reads_wait_for_a_while() {
+    let mut bench = Bench::new(Config {
+        wait_ticks_max: 3,
+        ..config()
+    });
     bench.step([propose(1, 10), Input::ReadIndex(2)]);
-    assert_eq!(bench.rejected, [(1, Error::NoLeader), (2, Error::NoLeader)]);
+    for _ in 0..3 {
+        bench.step([Input::Tick]);
+    }
+    assert_eq!(bench.rejected, []);
+    bench.step([Input::Tick]);
+    let error = Error::TimeoutLeaderFail;
+    assert_eq!(bench.rejected, [(1, error), (2, error)]);
+    assert_eq!(bench.replica.waiting(), (0, 0));
+}
+
+#[test]
+fn what_is_meant_for_one_term_is_refused_in_another() {
+    let mut bench = Bench::leader(config());
+    let term = bench.replica.standing().term;
+    let for_term = |id, leader_term| {
+        let Input::Propose(proposal) = propose(id, 10) else {
+            unreachable!()
+        };
+        Input::Propose(Proposal {
+            leader_term,
+            ..proposal
+        })
+    };
+    bench.step([
+        for_term(1, term),
+        for_term(2, term + 1),
+        for_term(3, term + 2),
+        propose(4, 10),
+    ]);
+    bench.settle();
+    assert_eq!(bench.committed_ids(), [[1, 4]]);
+    assert_eq!(bench.rejected, [(2, Error::LeaderChanged), (3, Error::LeaderChanged)]);
 }
 
 #[test]
@@ -355,10 +411,6 @@ fn reads_wait_for_the_term_to_begin_and_share_a_round() {
     bench.step([Input::Campaign, Input::ReadIndex(1), Input::ReadIndex(2)]);
     assert!(bench.reads.is_empty());
     bench.settle();
-    // The round that was begun too early is repeated after a while.
-    for _ in 0..5 {
-        bench.step([Input::Tick]);
-    }
     let index = bench.log.last_index();
     assert_eq!(bench.reads, [(1, index), (2, index)]);
     bench.step([Input::ReadIndex(3)]);
@@ -388,6 +440,7 @@ fn anything() -> impl Strategy<Value = Do> {
 
 /// Runs a schedule and returns every operation that was applied, in order, after checking what was acknowledged.
 fn run(config: &Config, schedule: &[Do]) -> Vec<RequestId> {
+    let mut config = config.clone();
     let mut bench = Bench::new(config.clone());
     bench.step([Input::Campaign]);
     let mut next = 1;
@@ -418,6 +471,7 @@ fn run(config: &Config, schedule: &[Do]) -> Vec<RequestId> {
             Do::Crash => {
                 // Appends that were not persisted are gone.
                 let log = bench.log.clone();
+                config.incarnation += 1;
                 bench = Bench::at(config.clone(), log, state_index);
                 bench.step([Input::Campaign]);
             }

@@ -20,6 +20,12 @@ pub fn member_id(peer_urls: &[String], cluster_token: &str) -> MemberId {
     first_8_bytes(hash.finalize())
 }
 
+/// The id of a member that joins a running cluster: as that of a first member, with the time (seconds since 1970) in
+/// place of the token, so that the same URLs get another id when they join again.
+pub fn added_member_id(peer_urls: &[String], unix_s: u64) -> MemberId {
+    member_id(peer_urls, &unix_s.to_string())
+}
+
 /// The id of a cluster: the first 8 bytes of the SHA-1 of its first members' ids, sorted, in big endian.
 pub fn cluster_id(members: &[MemberId]) -> u64 {
     let mut members = members.to_vec();

@@ -3,20 +3,36 @@
 //! - [`node`] runs one member: its threads and what they share.
 //! - [`NodeStore`] is the handle that the front ends call.
 //! - [`serve`] opens the data directory and the sockets, and runs until it is told to stop.
+//! - `peer` carries messages, questions and snapshots between members.
 //! - [`identity`] computes who a member is.
 //! - [`metrics`] counts.
+//! - [`tls`] secures the sockets.
 
+mod bootstrap;
+mod calls;
+mod cluster;
+mod divergence;
+mod faults;
 pub mod identity;
 mod inbox;
 pub mod metrics;
 pub mod node;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the transport is a whole of its own, of which the server uses most"
+)]
+mod peer;
 mod pending;
 mod raft_log_bridge;
 pub mod serve;
+mod snapshot;
 mod store;
+pub mod tls;
 
+pub use bootstrap::InitialMembers;
 pub use node::{FailureHandler, Node, NodeConfig, StartError};
-pub use serve::{Address, EngineConfig, ServeError, ServerConfig, run};
+pub use serve::{Address, EngineConfig, Listen, ServeError, ServerConfig, run};
 pub use store::NodeStore;
 
 // What a configuration is made of, wherever it is defined.

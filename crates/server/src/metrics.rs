@@ -17,6 +17,7 @@ use prometheus::{
 use storage::{AppendStats, Engine};
 
 use crate::NodeStore;
+use crate::node::Shared;
 
 /// How many client API versions get a label of their own; all others count as "other".
 const CLIENT_VERSIONS_MAX: usize = 64;
@@ -279,6 +280,58 @@ impl Scrape {
     }
 }
 
+/// What is known of each peer.
+fn set_peers<E: Engine>(scrape: &mut Scrape, shared: &Shared<E>) {
+    let Some((_, transport)) = shared.transport.get() else {
+        return;
+    };
+    let local = format!("{:x}", shared.member_id());
+    for peer in transport.stats() {
+        let remote = format!("{:x}", peer.id);
+        let both = [("Local", local.as_str()), ("Remote", remote.as_str())];
+        let to = [("To", remote.as_str())];
+        scrape.set("etcd_network_known_peers", "Peers that this member knows.", &both, 1.0);
+        scrape.set(
+            "etcd_network_active_peers",
+            "Peers that this member is connected to.",
+            &both,
+            f64::from(peer.active_since.is_some()),
+        );
+        let mut set = |name, help, value: f64| scrape.set(name, help, &to, value);
+        set(
+            "etcd_network_peer_sent_bytes_total",
+            "Bytes sent to a peer.",
+            (peer.sent_bytes + peer.snapshot_sent_bytes) as f64,
+        );
+        set(
+            "etcd_network_peer_received_bytes_total",
+            "Bytes received from a peer.",
+            (peer.received_bytes + peer.snapshot_received_bytes) as f64,
+        );
+        set(
+            "etcd_network_peer_sent_failures_total",
+            "How often a peer could not be reached.",
+            peer.send_failures as f64,
+        );
+        set(
+            "metastore_peer_dropped_messages_total",
+            "Messages to a peer that were dropped.",
+            peer.dropped_messages as f64,
+        );
+        set(
+            "metastore_peer_queued_bytes",
+            "Bytes that wait to be sent to a peer.",
+            peer.queued_bytes as f64,
+        );
+        let round_trip = peer.round_trip.map_or(0.0, |time| time.as_secs_f64());
+        set(
+            "metastore_peer_round_trip_seconds",
+            "How long the last ping to a peer took.",
+            round_trip,
+        );
+    }
+}
+
 fn set_counter(counter: &IntCounter, value: u64) {
     counter.inc_by(value.saturating_sub(counter.get()));
 }
@@ -387,7 +440,18 @@ impl Metrics {
         };
         let is_leader = status.leader == status.header.member_id;
         let member = format!("{:x}", status.header.member_id);
+        set_peers(scrape, shared);
         let mut set = |name, help, value: f64| scrape.set(name, help, &[], value);
+        set(
+            "metastore_log_stalled",
+            "Whether the Raft log's disk has not finished a write for an election timeout.",
+            f64::from(shared.standing().is_stalled),
+        );
+        set(
+            "metastore_quarantined",
+            "Whether this member's state was found to differ from that of the others.",
+            f64::from(shared.quarantined.load(Ordering::Relaxed)),
+        );
         set(
             "etcd_server_has_leader",
             "Whether a leader is known.",
@@ -457,7 +521,7 @@ impl Metrics {
         set(
             "metastore_disk_full",
             "Whether writes are refused for want of space.",
-            f64::from(!status.alarms.is_empty()),
+            f64::from(shared.disk_full.load(Ordering::Relaxed)),
         );
         set(
             "etcd_debugging_mvcc_keys_total",

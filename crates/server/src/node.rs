@@ -7,32 +7,40 @@
 //! | `apply` | committed entries | one engine write for all that wait; then events; then replies; compaction between |
 //! | `clock` | time | ticks, lease expiry |
 //! | `upkeep` | time | flushes the engine, trims the log, watches the disk |
+//! | `snapshot` | whoever sends it | holds an engine view, reads it in chunks |
+//!
+//! The peers' connections, and what members ask each other beside Raft, are in `cluster.rs`.
 //!
 //! What bounds the queues: proposals are bounded when they enter `Pending`, and stay there until they are applied, so
 //! entries to write and to apply are bounded with them; everything else on the way is one item per finished piece of
 //! work.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use api::codec::{Action, Operation, encode_operation};
-use api::kv::{LeaseRevokeRequest, Member};
+use api::codec::{Action, LeaseCheckpointRequest, Operation, encode_operation};
+use api::kv::{AlarmMember, AlarmType, LeaseRevokeRequest};
 use api::{Limits, MemberId, RaftIndex};
 use bytes::Bytes;
-use mvcc::machine::Command;
-use mvcc::{Committed, CompactionProgress, Hub, LeaseChange, Machine, Reader};
+use mvcc::machine::{Command, Digest};
+use mvcc::{Committed, CompactionProgress, Hub, LeaseChange, Machine, Membership, Reader};
 use parking_lot::Mutex;
-use raft::eraftpb::{Entry, HardState};
-use replica::{Effect, Input, Lessor, Proposal, Replica, ReplicaError, Role, Standing};
+use raft::eraftpb::{Entry, HardState, Message};
+use replica::{Effect, Input, Lessor, PeerMessage, PeerProgress, Proposal, Replica, ReplicaError, Role, Standing};
 use storage::{Engine, EngineError, RaftLog};
 use tokio::sync::watch;
 
+use crate::faults::Faults;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
+use crate::peer::{SnapshotHeader, Transport};
 use crate::pending::Pending;
+use crate::snapshot::{self, Source, Staged};
 
 /// Most bytes of entries that go into one engine write. An entry is never split.
 const APPLY_BYTES_MAX: usize = 8 << 20;
@@ -42,8 +50,14 @@ const COMPACT_STEP_KEYS: usize = 1000;
 const LEASE_INTERVAL: Duration = Duration::from_millis(500);
 /// Most leases that are revoked in one look (etcd revokes up to 1000 a second).
 const LEASE_REVOKES_MAX: usize = 500;
+/// Most leases that are checkpointed in one look.
+const LEASE_CHECKPOINTS_MAX: usize = 1000;
 /// How often the disk and the log are looked at.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Bytes of log that are kept for peers that are up and behind; beyond, they need a snapshot.
+const LOG_KEEP_BYTES_MAX: u64 = 2 << 30;
+/// Digests that are remembered for comparing members.
+const DIGESTS_MAX: usize = 8192;
 /// How much more than the reserve must be free before writes are taken again, as a divisor of the reserve.
 const RESERVE_HYSTERESIS: u64 = 8;
 
@@ -54,8 +68,14 @@ pub struct NodeConfig {
     pub replica: replica::Config,
     /// The cluster's identity.
     pub cluster_id: u64,
-    /// This member, as clients are told of it.
-    pub member: Member,
+    /// This member's name.
+    pub name: String,
+    /// Where clients are told to reach it.
+    pub client_urls: Vec<String>,
+    /// Most learners at a time (`--max-learners`).
+    pub learners_max: usize,
+    /// Whether changes of members that endanger the quorum are refused (`--strict-reconfig-check`).
+    pub strict_reconfig_check: bool,
     /// Limits.
     pub limits: Limits,
     /// A tick of Raft's clock (`--heartbeat-interval`).
@@ -64,6 +84,8 @@ pub struct NodeConfig {
     pub election_timeout: Duration,
     /// Bytes of log since the last flush at which the engine is flushed, so that a restart replays little.
     pub flush_log_bytes: u64,
+    /// Entries since the last flush at which the engine is flushed, if that is to be sooner (`--snapshot-count`).
+    pub flush_entries: Option<u64>,
     /// Longest time between flushes while there is anything to flush.
     pub flush_interval: Duration,
     /// Whether flushing costs as much as all data (the memory engine's snapshots), so that it waits for more log.
@@ -80,6 +102,8 @@ pub struct NodeConfig {
     pub quota_bytes: u64,
     /// The revision of applies that take longer is logged (`--warning-apply-duration`).
     pub warn_apply: Duration,
+    /// A file that says which faults to simulate, for tests: see `faults.rs`.
+    pub fault_file: Option<PathBuf>,
 }
 
 impl NodeConfig {
@@ -88,11 +112,15 @@ impl NodeConfig {
         NodeConfig {
             replica,
             cluster_id: 0,
-            member: Member::default(),
+            name: String::new(),
+            client_urls: Vec::new(),
+            learners_max: 1,
+            strict_reconfig_check: true,
             limits: Limits::default(),
             tick: Duration::from_millis(100),
             election_timeout: Duration::from_secs(1),
             flush_log_bytes: 32 << 20,
+            flush_entries: None,
             flush_interval: Duration::from_secs(600),
             flush_writes_all: false,
             catchup_entries: 5000,
@@ -101,6 +129,7 @@ impl NodeConfig {
             disk_reserve_bytes: 256 << 20,
             quota_bytes: 0,
             warn_apply: Duration::from_millis(100),
+            fault_file: None,
         }
     }
 }
@@ -108,6 +137,31 @@ impl NodeConfig {
 /// What to do when the node cannot go on. It must not return to a world in which the node is thought to work: end the
 /// process, or, in tests, note it.
 pub type FailureHandler = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Where engines live on disk, and which one is in use.
+pub trait EnginePlace<E>: Send + Sync + 'static {
+    /// Opens an empty engine in a directory of its own, beside the one in use.
+    fn stage(&self) -> Result<(E, PathBuf), String>;
+
+    /// Makes a staged engine the one in use after the next start, durably. It holds a snapshot of this index and term.
+    fn switch(&self, dir: &Path, index: RaftIndex, term: u64) -> Result<(), String>;
+
+    /// Removes an engine's directory.
+    fn remove(&self, dir: &Path);
+
+    /// The directory in use.
+    fn used(&self) -> PathBuf;
+}
+
+/// A view that is kept to be sent to a member.
+struct Held {
+    index: RaftIndex,
+    /// `None` once it is being sent.
+    source: Option<Source>,
+}
+
+/// Tells whoever brought a snapshot whether it was put in use.
+pub(crate) type InstallWaiter = SyncSender<bool>;
 
 /// What all threads of a node share.
 pub(crate) struct Shared<E: Engine> {
@@ -117,7 +171,25 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) pending: Arc<Pending>,
     pub(crate) inputs: Inbox<Input>,
     pub(crate) lessor: Mutex<Lessor>,
-    pub(crate) standing: Mutex<Standing>,
+    pub(crate) standing: watch::Sender<Standing>,
+    pub(crate) place: Arc<dyn EnginePlace<E>>,
+    /// Set once peers can be reached.
+    pub(crate) transport: OnceLock<(tokio::runtime::Handle, Transport)>,
+    /// How far the peers are, as of the last tick; empty unless this member leads.
+    pub(crate) progress: Mutex<Vec<PeerProgress>>,
+    pub(crate) membership: watch::Sender<Arc<Membership>>,
+    /// Views for snapshots, by the member that they are for.
+    held: Mutex<BTreeMap<MemberId, Held>>,
+    /// A snapshot that was received and is not in use yet, and who waits for that.
+    pub(crate) staged: Mutex<Option<(Staged<E>, InstallWaiter)>>,
+    /// Engines that were replaced, until their last reader is gone.
+    retired: Mutex<Vec<(Arc<E>, PathBuf)>>,
+    /// The newest ones, in order.
+    pub(crate) digests: Mutex<VecDeque<Digest>>,
+    /// Whether this member's state was found to differ from that of the others.
+    pub(crate) quarantined: AtomicBool,
+    /// Whether this member was removed from the cluster.
+    pub(crate) removed: watch::Sender<bool>,
     pub(crate) reads_locally: AtomicBool,
     pub(crate) leader: AtomicU64,
     pub(crate) term: AtomicU64,
@@ -142,7 +214,20 @@ impl<E: Engine> Shared<E> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn fail(&self, what: &str) {
+    pub(crate) fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    /// Notes that this member was removed from the cluster: the server stops.
+    pub(crate) fn note_removed(&self) {
+        if !self.removed.send_replace(true) {
+            tracing::warn!(
+                "the member has been permanently removed from the cluster; it stops, and its data is of no more use"
+            );
+        }
+    }
+
+    pub(crate) fn fail(&self, what: &str) {
         if !self.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(
                 cause = what,
@@ -152,7 +237,7 @@ impl<E: Engine> Shared<E> {
         }
     }
 
-    fn stopping(&self) -> bool {
+    pub(crate) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }
 }
@@ -162,7 +247,7 @@ pub struct Node<E: Engine, L: RaftLog> {
     shared: Arc<Shared<E>>,
     log: Arc<L>,
     log_jobs: Arc<Inbox<LogJob>>,
-    apply_jobs: Arc<Inbox<Vec<Committed>>>,
+    apply_jobs: Arc<Inbox<ApplyJob<E>>>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
 }
 
@@ -188,6 +273,22 @@ enum LogJob {
         sync: bool,
     },
     Trim(RaftIndex),
+    Install {
+        number: u64,
+        index: RaftIndex,
+        term: u64,
+        hard_state: HardState,
+    },
+}
+
+enum ApplyJob<E> {
+    Entries(Vec<Committed>),
+    /// Go on with a snapshot, in an engine that replaces the one in a directory.
+    Install {
+        engine: E,
+        replaced: PathBuf,
+        waiter: InstallWaiter,
+    },
 }
 
 impl<E: Engine, L: RaftLog> Node<E, L> {
@@ -195,6 +296,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
     pub fn start(
         config: NodeConfig,
         engine: Arc<E>,
+        place: Arc<dyn EnginePlace<E>>,
         log: Arc<L>,
         options: &mvcc::Options,
         metrics: Arc<Metrics>,
@@ -203,8 +305,8 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         let machine = Machine::open(engine, options)?;
         let (applied, _) = machine.applied();
         let logger = crate::raft_log_bridge::logger();
-        let conf_state = machine.conf_state().clone();
-        let replica = Replica::open(config.replica.clone(), log.clone(), applied, &conf_state, &logger)?;
+        let membership = machine.membership().clone();
+        let replica = Replica::open(config.replica.clone(), log.clone(), applied, &membership, &logger)?;
         let mut lessor = Lessor::default();
         for change in machine.leases() {
             lessor.apply(change, 0);
@@ -225,7 +327,17 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             pending: Arc::new(pending),
             inputs: Inbox::new(),
             lessor: Mutex::new(lessor),
-            standing: Mutex::new(replica.standing()),
+            standing: watch::Sender::new(replica.standing()),
+            place,
+            transport: OnceLock::new(),
+            progress: Mutex::default(),
+            membership: watch::Sender::new(membership),
+            held: Mutex::default(),
+            staged: Mutex::default(),
+            retired: Mutex::default(),
+            digests: Mutex::default(),
+            quarantined: AtomicBool::new(false),
+            removed: watch::Sender::new(false),
             reads_locally: AtomicBool::new(false),
             leader: AtomicU64::new(0),
             term: AtomicU64::new(replica.standing().term),
@@ -255,7 +367,8 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         let (log_jobs, apply_jobs) = (node.log_jobs.clone(), node.apply_jobs.clone());
         node.spawn("log", {
             let (shared, log_jobs, log) = (shared.clone(), log_jobs.clone(), log.clone());
-            move || write_log(&shared, &log_jobs, &*log)
+            let apply_jobs = apply_jobs.clone();
+            move || write_log(&shared, &log_jobs, &*log, &apply_jobs)
         })?;
         node.spawn("apply", {
             let (shared, apply_jobs) = (shared.clone(), apply_jobs.clone());
@@ -273,9 +386,8 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             let shared = shared.clone();
             move || run_upkeep(&shared, &*log, &log_jobs)
         })?;
-        if shared.config.replica.first_voters == [shared.config.replica.id] {
-            shared.inputs.push(Input::Campaign);
-        }
+        // If there is nobody else to vote there is nothing to wait for.
+        shared.inputs.push(Input::Campaign);
         Ok(node)
     }
 
@@ -294,6 +406,20 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         let handle = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
         self.threads.push((name, handle));
         Ok(())
+    }
+
+    /// How many members there were as of the applied index, the last time that changed.
+    pub(crate) fn membership_at_start(&self) -> usize {
+        self.shared.membership.borrow().members.len()
+    }
+
+    /// Says once that this member was removed from the cluster.
+    pub(crate) fn removed(&self) -> watch::Receiver<bool> {
+        self.shared.removed.subscribe()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<E>> {
+        &self.shared
     }
 
     /// The store that this node serves.
@@ -318,9 +444,28 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         false
     }
 
-    /// Stops cleanly: refuses new proposals, waits (at most `timeout`) for those that are under way, flushes the engine
+    /// Hands leadership over, if this member leads and there is another voter, and waits for that, at most an election
+    /// timeout.
+    fn hand_over(&self) {
+        let shared = &self.shared;
+        let leads = || shared.standing().role == Role::Leader;
+        if !leads() || shared.reads_locally.load(Ordering::Acquire) || shared.transport.get().is_none() {
+            return;
+        }
+        tracing::info!("handing leadership over before stopping");
+        shared.inputs.push(Input::Transfer(0));
+        let begun = Instant::now();
+        while (leads() || shared.leader.load(Ordering::Acquire) == 0)
+            && begun.elapsed() < shared.config.election_timeout
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Stops cleanly: hands leadership over, refuses new proposals, waits (at most `timeout`) for those that are under way, flushes the engine
     /// so that the next start replays nothing, ends all threads.
     pub fn stop(mut self, timeout: Duration) {
+        self.hand_over();
         self.shared.pending.stop();
         let begun = Instant::now();
         while self.shared.pending.len().0 > 0
@@ -330,9 +475,12 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.end_threads();
+        if let Some((runtime, transport)) = self.shared.transport.get() {
+            runtime.block_on(transport.shutdown(Duration::from_secs(1)));
+        }
         if !self.shared.failed.load(Ordering::Acquire) {
             let engine = self.shared.reader.engine();
-            let flushed = engine.flush().and_then(|()| Machine::durable_index(&**engine));
+            let flushed = engine.flush().and_then(|()| Machine::durable_index(&*engine));
             match flushed {
                 Ok(durable) => {
                     if let Err(error) = self.log.trim(trim_to(&self.shared, durable)) {
@@ -365,13 +513,14 @@ impl<E: Engine, L: RaftLog> Drop for Node<E, L> {
 }
 
 fn run_replica<E: Engine, L: RaftLog>(
-    shared: &Shared<E>,
+    shared: &Arc<Shared<E>>,
     mut replica: Replica<L>,
     log_jobs: &Inbox<LogJob>,
-    apply_jobs: &Inbox<Vec<Committed>>,
+    apply_jobs: &Inbox<ApplyJob<E>>,
 ) {
     let (mut inputs, mut effects) = (Vec::new(), Vec::new());
     while shared.inputs.wait(&mut inputs) {
+        let ticks = inputs.iter().any(|input| matches!(input, Input::Tick));
         if let Err(error) = replica.step(inputs.drain(..), &mut effects) {
             return shared.fail(&error.to_string());
         }
@@ -380,6 +529,9 @@ fn run_replica<E: Engine, L: RaftLog>(
             .metrics
             .proposals_waiting
             .store(replica.waiting().0 as u64, Ordering::Relaxed);
+        if ticks {
+            *shared.progress.lock() = replica.progress();
+        }
         for effect in effects.drain(..) {
             match effect {
                 Effect::Append {
@@ -395,10 +547,27 @@ fn run_replica<E: Engine, L: RaftLog>(
                         sync,
                     });
                 }
-                Effect::Apply(committed) => apply_jobs.push(committed),
-                Effect::Send(messages) => {
-                    // A single voter has nobody to write to; raft-rs addresses nobody else.
-                    assert!(messages.is_empty(), "messages to members that do not exist");
+                Effect::Apply(committed) => apply_jobs.push(ApplyJob::Entries(committed)),
+                Effect::Send(messages) => send(shared, &messages),
+                Effect::MakeSnapshot(to) => make_snapshot(shared, to),
+                Effect::SendSnapshot(to, message) => send_snapshot(shared, to, &message),
+                Effect::Install {
+                    number,
+                    index,
+                    term,
+                    hard_state,
+                } => log_jobs.push(LogJob::Install {
+                    number,
+                    index,
+                    term,
+                    hard_state,
+                }),
+                Effect::DropSnapshot => {
+                    if let Some((staged, waiter)) = shared.staged.lock().take() {
+                        drop(staged.engine);
+                        shared.place.remove(&staged.dir);
+                        let _ = waiter.try_send(false);
+                    }
                 }
                 Effect::ReadReady { id, index } => shared.pending.answer_read(id, Ok(index)),
                 Effect::Reject { id, error } => {
@@ -412,7 +581,7 @@ fn run_replica<E: Engine, L: RaftLog>(
 }
 
 fn take_standing<E: Engine>(shared: &Shared<E>, standing: Standing) {
-    let before = std::mem::replace(&mut *shared.standing.lock(), standing);
+    let before = shared.standing.send_replace(standing);
     shared.term.store(standing.term, Ordering::Release);
     shared.leader.store(standing.leader, Ordering::Release);
     if standing.leader != before.leader && standing.leader != 0 {
@@ -423,8 +592,18 @@ fn take_standing<E: Engine>(shared: &Shared<E>, standing: Standing) {
             "the cluster has a leader"
         );
     }
+    if standing.is_stalled != before.is_stalled {
+        if standing.is_stalled {
+            tracing::error!(
+                "the Raft log's disk has not finished a write for an election timeout; this member must not lead"
+            );
+        } else {
+            tracing::info!("the Raft log's disk takes writes again");
+        }
+    }
     let mut lessor = shared.lessor.lock();
-    match (before.role == Role::Leader, standing.role == Role::Leader) {
+    // From the first entry of its own term on: by then it knows every lease that there is.
+    match (before.has_begun, standing.has_begun) {
         (false, true) => {
             let extension_ms = u64::try_from(shared.config.election_timeout.as_millis()).unwrap_or(u64::MAX);
             lessor.lead(shared.now_ms(), extension_ms);
@@ -436,7 +615,128 @@ fn take_standing<E: Engine>(shared: &Shared<E>, standing: Standing) {
     shared.reads_locally.store(standing.reads_locally, Ordering::Release);
 }
 
-fn write_log<E: Engine, L: RaftLog>(shared: &Shared<E>, jobs: &Inbox<LogJob>, log: &L) {
+/// Hands messages to the transport, those to the same peer together.
+fn send<E: Engine>(shared: &Shared<E>, messages: &[(MemberId, PeerMessage)]) {
+    let Some((_, transport)) = shared.transport.get() else {
+        return;
+    };
+    let mut by_peer: Vec<(MemberId, Vec<Bytes>)> = Vec::new();
+    for (to, message) in messages {
+        let encoded = message.encode();
+        match by_peer.iter_mut().find(|(peer, _)| peer == to) {
+            Some((_, waiting)) => waiting.push(encoded),
+            None => by_peer.push((*to, vec![encoded])),
+        }
+    }
+    for (to, messages) in by_peer {
+        // What is dropped here is repeated by Raft.
+        transport.send(to, messages);
+    }
+}
+
+fn make_snapshot<E: Engine>(shared: &Arc<Shared<E>>, to: MemberId) {
+    let ready = {
+        let shared = shared.clone();
+        move |snapshot: Result<snapshot::Snapshot, EngineError>| match snapshot {
+            Ok(snapshot) => {
+                let (index, term) = (snapshot.index, snapshot.term);
+                let held = Held {
+                    index,
+                    source: Some(snapshot.source),
+                };
+                shared.held.lock().insert(to, held);
+                tracing::info!(
+                    to = format!("{to:x}"),
+                    snapshot_index = index,
+                    "a member needs a snapshot"
+                );
+                shared.inputs.push(Input::SnapshotMade {
+                    to,
+                    index,
+                    term,
+                    membership: Arc::new(snapshot.membership),
+                });
+            }
+            Err(error) => shared.fail(&error.to_string()),
+        }
+    };
+    if let Err(error) = snapshot::take(shared.reader.engine(), ready) {
+        tracing::warn!(%error, "a snapshot cannot be made");
+        shared.inputs.push(Input::SnapshotSent { to, done: false });
+    }
+}
+
+fn send_snapshot<E: Engine>(shared: &Arc<Shared<E>>, to: MemberId, message: &Message) {
+    let index = message.get_snapshot().get_metadata().index;
+    let source = {
+        let mut held = shared.held.lock();
+        // Two may be under way for one member, from two times that this one led.
+        let of_index = held.get_mut(&to).filter(|held| held.index == index);
+        of_index.and_then(|held| held.source.take())
+    };
+    let (Some((runtime, transport)), Some(source)) = (shared.transport.get(), source) else {
+        return shared.inputs.push(Input::SnapshotSent { to, done: false });
+    };
+    // The same snapshot to the same member from the same start of this one: what arrived of it stays of use.
+    let id = [shared.config.replica.incarnation, shared.pending.next_id(), index].map(u64::to_be_bytes);
+    let header = SnapshotHeader {
+        id: id.concat().into(),
+        meta: PeerMessage::Raft(Box::new(message.clone())).encode(),
+    };
+    let sending = transport.send_snapshot(to, header, Box::new(source));
+    let shared = shared.clone();
+    let begun = Instant::now();
+    runtime.spawn(async move {
+        let result = sending.await;
+        let done = result.is_ok();
+        let to_hex = format!("{to:x}");
+        match result {
+            Ok(summary) => tracing::info!(
+                to = to_hex,
+                snapshot_index = index,
+                bytes = summary.bytes,
+                took_ms = begun.elapsed().as_millis() as u64,
+                "sent database snapshot"
+            ),
+            Err(error) => tracing::warn!(to = to_hex, %error, "a snapshot was not sent"),
+        }
+        shared.held.lock().remove(&to);
+        shared.inputs.push(Input::SnapshotSent { to, done });
+    });
+}
+
+/// Puts a received snapshot in place of the state and the log on disk.
+fn install<E: Engine, L: RaftLog>(
+    shared: &Shared<E>,
+    log: &L,
+    index: RaftIndex,
+    term: u64,
+    hard_state: &HardState,
+) -> Result<ApplyJob<E>, String> {
+    let (staged, waiter) = shared.staged.lock().take().ok_or("there is no snapshot to install")?;
+    assert_eq!(
+        (staged.index, staged.term),
+        (index, term),
+        "the snapshot that Raft accepted is the one that is here"
+    );
+    let replaced = shared.place.used();
+    // In this order: an engine ahead of its log is mended at the next start, a log ahead of its engine is not.
+    shared.place.switch(&staged.dir, index, term)?;
+    log.reset(index, term, hard_state).map_err(|error| error.to_string())?;
+    Ok(ApplyJob::Install {
+        engine: staged.engine,
+        replaced,
+        waiter,
+    })
+}
+
+fn write_log<E: Engine, L: RaftLog>(
+    shared: &Shared<E>,
+    jobs: &Inbox<LogJob>,
+    log: &L,
+    apply_jobs: &Inbox<ApplyJob<E>>,
+) {
+    let mut faults = Faults::new(shared.config.fault_file.clone());
     let mut waiting = Vec::new();
     while jobs.wait(&mut waiting) {
         let mut jobs = waiting.drain(..).peekable();
@@ -466,6 +766,7 @@ fn write_log<E: Engine, L: RaftLog>(shared: &Shared<E>, jobs: &Inbox<LogJob>, lo
                         hard_state = h.or(hard_state);
                         sync |= s;
                     }
+                    faults.delay_log();
                     match log.append(&entries, hard_state.as_ref(), sync) {
                         Ok(stats) => shared.metrics.appended(entries.len(), stats),
                         Err(error) => return shared.fail(&error.to_string()),
@@ -473,22 +774,39 @@ fn write_log<E: Engine, L: RaftLog>(shared: &Shared<E>, jobs: &Inbox<LogJob>, lo
                     shared.inputs.push(Input::Persisted(number));
                 }
                 LogJob::Trim(index) => {
-                    if let Err(error) = log.trim(index) {
+                    // One that was asked for before a snapshot came has nothing to do any more.
+                    let index = index.min(log.last_index() + 1);
+                    if index > log.first_index()
+                        && let Err(error) = log.trim(index)
+                    {
                         return shared.fail(&error.to_string());
                     }
                 }
+                LogJob::Install {
+                    number,
+                    index,
+                    term,
+                    hard_state,
+                } => match install(shared, log, index, term, &hard_state) {
+                    Ok(job) => {
+                        apply_jobs.push(job);
+                        shared.inputs.push(Input::Persisted(number));
+                    }
+                    Err(error) => return shared.fail(&error),
+                },
             }
         }
     }
 }
 
-fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<Vec<Committed>>, mut machine: Machine<E>) {
-    let mut waiting: Vec<Vec<Committed>> = Vec::new();
+fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<ApplyJob<E>>, mut machine: Machine<E>) {
+    let mut faults = Faults::new(shared.config.fault_file.clone());
+    let mut waiting: Vec<ApplyJob<E>> = Vec::new();
     let mut entries: Vec<Committed> = Vec::new();
     let mut compaction_due = true;
     loop {
         // While there is compaction to do, look for work but do not wait for it.
-        let open = if compaction_due {
+        let open = if compaction_due || !waiting.is_empty() {
             jobs.take(&mut waiting)
         } else {
             jobs.wait(&mut waiting)
@@ -496,7 +814,26 @@ fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<Vec<Committed>>, mut machin
         if !open {
             return;
         }
-        entries.extend(waiting.drain(..).flatten());
+        let mut replacement = None;
+        let mut jobs_done = 0;
+        for job in &mut waiting {
+            jobs_done += 1;
+            match job {
+                ApplyJob::Entries(committed) => entries.append(committed),
+                ApplyJob::Install { .. } => break,
+            }
+        }
+        for job in waiting.drain(..jobs_done) {
+            if let ApplyJob::Install {
+                engine,
+                replaced,
+                waiter,
+            } = job
+            {
+                replacement = Some((engine, replaced, waiter));
+            }
+        }
+        faults.corrupt(&mut entries);
         let mut rest = &entries[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(fitting(rest));
@@ -507,6 +844,13 @@ fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<Vec<Committed>>, mut machin
             rest = later;
         }
         entries.clear();
+        if let Some((engine, replaced, waiter)) = replacement {
+            if let Err(error) = take_over(shared, &mut machine, engine, replaced) {
+                return shared.fail(&error.to_string());
+            }
+            compaction_due = true;
+            let _ = waiter.try_send(true);
+        }
         if compaction_due {
             match machine.compact_step(COMPACT_STEP_KEYS) {
                 Ok(CompactionProgress::Going { .. }) => {}
@@ -521,6 +865,46 @@ fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<Vec<Committed>>, mut machin
         }
         if let Some(error) = shared.hub.failure() {
             return shared.fail(&error.to_string());
+        }
+    }
+}
+
+/// Goes on with the state of a snapshot.
+fn take_over<E: Engine>(
+    shared: &Shared<E>,
+    machine: &mut Machine<E>,
+    engine: E,
+    replaced: PathBuf,
+) -> Result<(), EngineError> {
+    let old = shared.reader.engine();
+    machine.install(Arc::new(engine))?;
+    shared.retired.lock().push((old, replaced));
+    {
+        let mut lessor = shared.lessor.lock();
+        *lessor = Lessor::default();
+        for change in machine.leases() {
+            lessor.apply(change, shared.now_ms());
+        }
+    }
+    let (index, _) = machine.applied();
+    tracing::info!(
+        applied_index = index,
+        revision = shared.reader.revision(),
+        "applied snapshot"
+    );
+    shared.digests.lock().clear();
+    note_membership(shared, machine);
+    shared.compacted.send_replace(shared.reader.compacted_physically());
+    shared.applied.send_replace(index);
+    Ok(())
+}
+
+fn note_membership<E: Engine>(shared: &Shared<E>, machine: &Machine<E>) {
+    let changed = !Arc::ptr_eq(&shared.membership.borrow(), machine.membership());
+    if changed {
+        shared.membership.send_replace(machine.membership().clone());
+        if machine.membership().is_removed(shared.member_id()) {
+            shared.note_removed();
         }
     }
 }
@@ -566,13 +950,25 @@ fn apply_some<E: Engine>(
         }
     }
     let index = entries.last().map_or(0, |entry| entry.index);
+    {
+        let mut digests = shared.digests.lock();
+        digests.extend(applied.digests);
+        let surplus = digests.len().saturating_sub(DIGESTS_MAX);
+        digests.drain(..surplus);
+    }
+    note_membership(shared, machine);
     shared.pending.answer_all(applied.replies);
     shared.applied.send_replace(index);
-    if shared.reads_locally.load(Ordering::Acquire) {
-        shared.inputs.push_quietly(Input::Applied(index));
+    let quietly = shared.reads_locally.load(Ordering::Acquire) && applied.member_changes.is_empty();
+    let input = Input::Applied {
+        index,
+        member_changes: applied.member_changes,
+    };
+    if quietly {
+        shared.inputs.push_quietly(input);
     } else {
-        // Its term may just have begun here, which makes reads possible.
-        shared.inputs.push(Input::Applied(index));
+        // Its term may just have begun here, which makes reads possible; or others have a vote from now on.
+        shared.inputs.push(input);
     }
     Ok(applied.compaction_due)
 }
@@ -594,35 +990,67 @@ fn run_clock<E: Engine>(shared: &Shared<E>) {
         }
         if now >= next_leases {
             revoke_expired(shared);
+            checkpoint_leases(shared);
             next_leases = (next_leases + LEASE_INTERVAL).max(now);
         }
     }
 }
 
+/// Replicates what leases have left, so that a change of leaders does not let them live for ever.
+fn checkpoint_leases<E: Engine>(shared: &Shared<E>) {
+    let standing = shared.standing();
+    if !standing.has_begun || standing.reads_locally {
+        return;
+    }
+    let checkpoints = shared.lessor.lock().checkpoints(shared.now_ms(), LEASE_CHECKPOINTS_MAX);
+    if checkpoints.is_empty() {
+        return;
+    }
+    let request = LeaseCheckpointRequest { checkpoints };
+    propose_unasked(shared, Action::LeaseCheckpoint(request), standing.term);
+}
+
+/// Proposes an operation that nobody waits for and that makes sense for the leader of this term only. Should it get
+/// lost, its reason remains and it is proposed again.
+fn propose_unasked<E: Engine>(shared: &Shared<E>, action: Action, leader_term: u64) {
+    let id = shared.pending.next_id();
+    shared.inputs.push(Input::Propose(Proposal {
+        id,
+        operation: encode_operation(&Operation::new(id, action)),
+        leader_term,
+    }));
+}
+
 fn revoke_expired<E: Engine>(shared: &Shared<E>) {
+    let standing = shared.standing();
+    if !standing.has_begun {
+        return;
+    }
     let expired = shared.lessor.lock().expired(shared.now_ms(), LEASE_REVOKES_MAX);
     for id in expired {
         shared.metrics.leases_expired.fetch_add(1, Ordering::Relaxed);
-        let request_id = shared.pending.next_id();
-        let operation = Operation::new(request_id, Action::LeaseRevoke(LeaseRevokeRequest { id }));
-        // Nobody waits for it. Should it get lost, the lessor asks again.
-        let operation: Bytes = encode_operation(&operation);
-        shared.inputs.push(Input::Propose(Proposal {
-            id: request_id,
-            operation,
-        }));
+        propose_unasked(shared, Action::LeaseRevoke(LeaseRevokeRequest { id }), standing.term);
     }
 }
 
 /// Up to where the log may be trimmed, given what the engine has made durable.
 fn trim_to<E: Engine>(shared: &Shared<E>, durable: RaftIndex) -> RaftIndex {
     // Nobody but followers needs entries that are durable in the engine.
-    let keep = if shared.reads_locally.load(Ordering::Acquire) {
-        0
-    } else {
-        shared.config.catchup_entries
-    };
-    (durable + 1).saturating_sub(keep)
+    if shared.reads_locally.load(Ordering::Acquire) {
+        return durable + 1;
+    }
+    let mut to = (durable + 1).saturating_sub(shared.config.catchup_entries);
+    // Whoever is being sent a snapshot needs what comes after it, and whoever is up and behind is better served from the
+    // log; up to a bound, since a peer may be behind for ever.
+    if shared.log_bytes.load(Ordering::Relaxed) < LOG_KEEP_BYTES_MAX {
+        for held in shared.held.lock().values() {
+            to = to.min(held.index + 1);
+        }
+        for peer in shared.progress.lock().iter().filter(|peer| peer.is_active) {
+            to = to.min(peer.matched + 1);
+        }
+    }
+    to
 }
 
 fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
@@ -674,17 +1102,19 @@ fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
 }
 
 fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inbox<LogJob>) {
-    let engine = shared.reader.engine();
     let mut written_at_flush = shared.metrics.log_bytes_written();
     let mut flushed = Instant::now();
     while !shared.stopping() {
         std::thread::sleep(UPKEEP_INTERVAL);
         upkeep_measure(shared, log);
+        remove_retired(shared);
+        check_quarantine(shared);
+        let engine = shared.reader.engine();
         // A watcher may have met a failure that no write meets.
         if let Some(error) = shared.hub.failure() {
             return shared.fail(&error.to_string());
         }
-        let durable = match Machine::durable_index(&**engine) {
+        let durable = match Machine::durable_index(&*engine) {
             Ok(durable) => durable,
             Err(error) => return shared.fail(&error.to_string()),
         };
@@ -692,13 +1122,18 @@ fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inb
         if to > log.first_index() {
             log_jobs.push(LogJob::Trim(to));
         }
-        let unflushed = *shared.applied.borrow() > durable;
+        let applied = *shared.applied.borrow();
+        let unflushed = applied > durable;
+        let many = shared
+            .config
+            .flush_entries
+            .is_some_and(|entries| applied.saturating_sub(durable) >= entries);
         let written = shared.metrics.log_bytes_written() - written_at_flush;
         let mut enough = shared.config.flush_log_bytes;
         if shared.config.flush_writes_all {
             enough = enough.max(shared.db_live_bytes.load(Ordering::Relaxed) / 2);
         }
-        if unflushed && (written >= enough || flushed.elapsed() >= shared.config.flush_interval) {
+        if unflushed && (many || written >= enough || flushed.elapsed() >= shared.config.flush_interval) {
             written_at_flush = shared.metrics.log_bytes_written();
             let begun = Instant::now();
             if let Err(error) = engine.flush() {
@@ -707,6 +1142,35 @@ fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inb
             flushed = Instant::now();
             tracing::debug!(took_ms = begun.elapsed().as_millis() as u64, "flushed the engine");
         }
+    }
+}
+
+/// Removes engines that a snapshot replaced and that nobody reads any more.
+fn remove_retired<E: Engine>(shared: &Shared<E>) {
+    let unused: Vec<_> = {
+        let mut retired = shared.retired.lock();
+        retired
+            .extract_if(.., |(engine, _)| Arc::strong_count(engine) == 1)
+            .collect()
+    };
+    for (engine, dir) in unused {
+        drop(engine);
+        shared.place.remove(&dir);
+    }
+}
+
+/// A member whose state differs from that of the others neither leads nor answers.
+fn check_quarantine<E: Engine>(shared: &Shared<E>) {
+    let alarm = AlarmMember {
+        member_id: shared.member_id(),
+        alarm: AlarmType::Corrupt.into(),
+    };
+    let is_corrupt = shared.reader.alarms().contains(&alarm);
+    if shared.quarantined.swap(is_corrupt, Ordering::AcqRel) != is_corrupt {
+        if is_corrupt {
+            tracing::error!("this member's state differs from that of the others: it answers nobody; replace it");
+        }
+        shared.inputs.push(Input::Quarantine(is_corrupt));
     }
 }
 

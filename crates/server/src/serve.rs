@@ -2,30 +2,35 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::kv::Member;
 use api::limits::{ETCD_VERSION, METASTORE_VERSION};
 use frontend::{ConnectionSettings, Frontend, serve_connection};
-use mvcc::keys::FAMILIES;
 use storage::{
-    AnyEngine, DataDir, DataDirError, EngineError, Identity, LogError, RaftEngineLog, RaftLogOptions, RocksOptions,
-    StorageKind,
+    DataDir, DataDirError, EngineError, LogError, RaftEngineLog, RaftLog, RaftLogOptions, RocksOptions, StorageKind,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::identity;
+use crate::bootstrap::{self, InitialMembers, Place};
 use crate::metrics::Metrics;
 use crate::node::{FailureHandler, Node, NodeConfig, StartError};
+use crate::peer::{self, PeerUrl, Transport};
+use crate::tls::{self, Prefixed, TlsClient, TlsError, TlsOptions, TlsServer};
 
 /// How long a node may take to become able to answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long connections and proposals under way may take to end when the node stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait before a member is published again.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
+/// How long a member that was removed goes on, so that messages under way arrive (etcd: 1 s).
+const REMOVED_PAUSE: Duration = Duration::from_secs(1);
 /// How long to pause after a connection could not be accepted, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that may wait to be accepted.
@@ -49,6 +54,17 @@ impl fmt::Display for Address {
     }
 }
 
+/// Where to listen, and what for. Both may be set: the first byte of a connection tells which it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// Where.
+    pub address: Address,
+    /// Take plaintext.
+    pub plaintext: bool,
+    /// Take TLS.
+    pub tls: bool,
+}
+
 /// What holds the data.
 #[derive(Debug, Clone)]
 pub enum EngineConfig {
@@ -69,14 +85,26 @@ pub struct ServerConfig {
     pub engine: EngineConfig,
     /// This member's name.
     pub name: String,
-    /// Where peers reach it.
-    pub peer_urls: Vec<String>,
-    /// Where clients are told to reach it.
-    pub client_urls: Vec<String>,
+    /// The members of the cluster at this member's first start, by name, with their peer URLs. It holds this member.
+    pub initial_members: InitialMembers,
+    /// Whether the cluster exists already at this member's first start.
+    pub join: bool,
+    /// Whether this member is to go on alone, without the others of its cluster.
+    pub force_new_cluster: bool,
     /// The cluster's token: part of its identity.
     pub cluster_token: String,
+    /// Where to listen for peers: URLs.
+    pub listen_peers: Vec<String>,
+    /// How long a peer's connection may be silent (`--raft-read-timeout`).
+    pub raft_read_timeout: Duration,
+    /// How long a peer may take to accept what it is sent (`--raft-write-timeout`).
+    pub raft_write_timeout: Duration,
     /// Where to listen for clients.
-    pub listen: Vec<Address>,
+    pub listen: Vec<Listen>,
+    /// TLS for clients; needs a certificate, or to be allowed to make one, if any of `listen` is for TLS.
+    pub client_tls: TlsOptions,
+    /// TLS between members.
+    pub peer_tls: TlsOptions,
     /// `SO_REUSEPORT`.
     pub reuse_port: bool,
     /// Connections.
@@ -98,6 +126,17 @@ pub enum ServeError {
         /// Why.
         cause: io::Error,
     },
+    /// A socket for peers cannot be had.
+    #[error("cannot listen for peers on {url}: {cause}")]
+    ListenPeers {
+        /// Where.
+        url: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
@@ -116,11 +155,28 @@ pub enum ServeError {
     /// The runtime cannot be started.
     #[error("cannot start the runtime: {0}")]
     Runtime(io::Error),
+    /// The member cannot begin.
+    #[error("{0}")]
+    Bootstrap(String),
 }
 
-enum Listener {
+struct Listener {
+    socket: Socket,
+    plaintext: bool,
+    tls: bool,
+}
+
+enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener, PathBuf),
+}
+
+/// What a connection to a listener may be.
+#[derive(Clone)]
+enum Security {
+    Plaintext,
+    Tls(Arc<TlsServer>),
+    Either(Arc<TlsServer>),
 }
 
 /// Runs a server until `stop` completes. What it returns by then was acknowledged is on disk.
@@ -138,69 +194,145 @@ pub fn run(
         .thread_name("serve")
         .build()
         .map_err(ServeError::Runtime)?;
-    // Sockets first: a taken port must leave the data alone.
+    // Peers' messages must not wait behind clients' requests.
+    let peer_runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .thread_name("peers")
+        .build()
+        .map_err(ServeError::Runtime)?;
+    // Certificates and sockets first: a wrong file or a taken port must leave the data alone.
+    let with_tls = config.listen.iter().any(|listen| listen.tls);
+    let given_tls = match with_tls && !config.client_tls.is_empty() {
+        true => Some(TlsServer::new(config.client_tls.clone())?),
+        false => None,
+    };
     let listeners = runtime.block_on(bind_all(&config))?;
+    let peer_listeners = peer_runtime.block_on(bind_peers(&config))?;
 
     let kind = match config.engine {
         EngineConfig::Rocks(_) => StorageKind::RocksDb,
         EngineConfig::Memory => StorageKind::Memory,
     };
     let mut data_dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), kind)?;
-    // As in etcd, what is on disk says who this member is; the flags only say so at its first start.
-    let identity = match data_dir.identity() {
-        Some(identity) => identity.clone(),
-        None => {
-            let member_id = identity::member_id(&config.peer_urls, &config.cluster_token);
-            let identity = Identity {
-                cluster_id: identity::cluster_id(&[member_id]),
-                member_id,
-                storage: kind,
-                created_by: format!("metastore {METASTORE_VERSION}"),
-            };
-            data_dir.initialize(identity.clone())?;
-            identity
-        }
+    let peers = peer::Settings {
+        raft_read_timeout: config.raft_read_timeout,
+        raft_write_timeout: config.raft_write_timeout,
+        ..peer::Settings::default()
     };
-    let Identity {
-        cluster_id, member_id, ..
-    } = identity;
+    let member_tls = |options: TlsOptions| -> Result<peer::Tls, TlsError> {
+        let (server, client) = (TlsServer::new(options.clone())?, TlsClient::new(options)?);
+        let (server_config, client_config) = (server.config_source(), client.config_source());
+        Ok(peer::Tls {
+            server: Some(Arc::new(move || Ok(server_config()))),
+            client: Some(Arc::new(move || Ok(client_config()))),
+            verify_peer: None,
+            verify_accepted: Some(server.verify_hook()),
+        })
+    };
+    // Whoever joins asks its peers before it has a place for a certificate of its own; they are asked with what was given.
+    let mut peer_tls = if config.peer_tls.is_empty() {
+        peer::Tls::default()
+    } else {
+        member_tls(config.peer_tls.clone())?
+    };
+    let auto_peer_tls = config.peer_tls.is_empty() && config.peer_tls.auto_tls;
+    if auto_peer_tls && data_dir.identity().is_none() {
+        let client = TlsClient::new(TlsOptions {
+            auto_tls: false,
+            ..config.peer_tls.clone()
+        })?;
+        let client_config = client.config_source();
+        peer_tls.client = Some(Arc::new(move || Ok(client_config())));
+    }
+    let begin = bootstrap::begin(&config, kind, data_dir.identity(), &peers, &peer_tls);
+    let beginning = peer_runtime.block_on(begin)?;
+    if beginning.is_first {
+        data_dir.initialize(beginning.identity.clone())?;
+    }
+    let (cluster_id, member_id) = (beginning.identity.cluster_id, beginning.identity.member_id);
+    // A generated certificate lies in the data directory, so only now.
+    let client_tls = match given_tls {
+        None if with_tls => Some(TlsServer::new(
+            config.client_tls.clone().with_auto_tls(&config.data_dir)?,
+        )?),
+        given_tls => given_tls,
+    };
+    if auto_peer_tls {
+        peer_tls = member_tls(config.peer_tls.clone().with_auto_tls(&config.data_dir)?)?;
+    }
+    if let Some(server) = &client_tls {
+        tracing::info!(
+            "tls-info" = %server.options(),
+            "cipher-suites" = ?server.options().cipher_suites,
+            "starting with client TLS"
+        );
+    }
     // The log first: where it is damaged the engine's files stay as they are.
     let log = Arc::new(RaftEngineLog::open(data_dir.raft_dir(), &RaftLogOptions::default())?);
-    let engine = Arc::new(match &config.engine {
-        EngineConfig::Rocks(options) => AnyEngine::open_rocks(&data_dir.engine_dir(), FAMILIES, options)?,
-        EngineConfig::Memory => AnyEngine::open_memory(&data_dir.engine_dir(), FAMILIES)?,
-    });
+    let raft_dir = data_dir.raft_dir().to_path_buf();
+    data_dir.remove_unused_engines()?;
+    let place = Place {
+        data_dir: Arc::new(data_dir),
+        engine: config.engine.clone(),
+    };
+    let used = place.data_dir.engine_dir()?;
+    let engine = Arc::new(place.open(&used.path)?);
+    if let Some(snapshot) = used.snapshot {
+        bootstrap::finish_install(&*log, &engine, snapshot)?;
+    }
+    bootstrap::found(&*log, &beginning.founders)?;
+    if config.force_new_cluster && log.last_index() > 0 {
+        bootstrap::force_new_cluster(&*log, &engine, member_id)?;
+    }
 
     config.node.cluster_id = cluster_id;
     config.node.replica.id = member_id;
     config.node.replica.seed = member_id;
-    config.node.replica.first_voters = vec![member_id];
+    config.node.replica.incarnation = incarnation();
     config.node.data_dir = config.data_dir.clone();
-    config.node.log_dir = data_dir.raft_dir().to_path_buf();
+    config.node.log_dir = raft_dir;
     config.node.flush_writes_all = matches!(config.engine, EngineConfig::Memory);
-    config.node.member = Member {
-        id: member_id,
-        name: config.name.clone(),
-        peer_urls: config.peer_urls.clone(),
-        client_urls: config.client_urls.clone(),
-        is_learner: false,
-    };
+    config.node.name = config.name.clone();
     let metrics = Arc::new(Metrics::new());
     let election_timeout = config.node.election_timeout;
-    let node = Node::start(config.node, engine, log, &config.machine, metrics.clone(), on_failure)?;
-    if !node.wait_ready(READY_TIMEOUT) {
+    let node = Node::start(
+        config.node,
+        engine,
+        Arc::new(place),
+        log,
+        &config.machine,
+        metrics.clone(),
+        on_failure,
+    )?;
+    let identity = peer::Identity {
+        cluster_id,
+        member_id,
+        version: METASTORE_VERSION.to_owned(),
+        peer_urls: config.initial_members.get(&config.name).cloned().unwrap_or_default(),
+    };
+    node.connect(peer_runtime.handle(), &beginning.known, |handler| {
+        let handle = peer_runtime.handle().clone();
+        Transport::start(handle, identity, peers, peer_tls, peer_listeners, handler)
+    });
+    // Whoever has nobody to wait for is ready as soon as its log is replayed.
+    let is_alone = !config.join && node.membership_at_start() <= 1 && beginning.founders.len() <= 1;
+    if is_alone && !node.wait_ready(READY_TIMEOUT) {
         return Err(ServeError::NotReady);
     }
-    tracing::info!(
-        local_member_id = format!("{member_id:x}"),
-        cluster_id = format!("{cluster_id:x}"),
-        etcd_version = ETCD_VERSION,
-        metastore_version = METASTORE_VERSION,
-        took_ms = begun.elapsed().as_millis() as u64,
-        "ready to serve client requests"
-    );
+    let mut removed = node.removed();
+    let mut stop = Box::pin(async move {
+        tokio::select! {
+            () = stop => {}
+            _ = removed.wait_for(|removed| *removed) => {
+                // Long enough for the others to learn that this member knows.
+                tokio::time::sleep(REMOVED_PAUSE).await;
+            }
+        }
+    });
 
     let store = node.store();
+    let frontend_store = node.store();
     let (stopping, stopped) = watch::channel(false);
     let options = frontend::Options {
         metrics: {
@@ -212,30 +344,69 @@ pub fn run(
         stopping: Some(stopped.clone()),
     };
     let frontend = Frontend::new(store, options);
+    let publish = {
+        let store = frontend_store;
+        async move {
+            while let Err(error) = store.publish().await {
+                tracing::warn!(%error, "this member is not published to the cluster yet");
+                tokio::time::sleep(PUBLISH_PAUSE).await;
+            }
+            tracing::info!(
+                local_member_id = format!("{member_id:x}"),
+                cluster_id = format!("{cluster_id:x}"),
+                etcd_version = ETCD_VERSION,
+                metastore_version = METASTORE_VERSION,
+                took_ms = begun.elapsed().as_millis() as u64,
+                "ready to serve client requests"
+            );
+        }
+    };
     runtime.block_on(async {
+        // A member that starts for the first time knows nothing to tell until it belongs to the cluster.
+        if beginning.is_first || is_alone {
+            tokio::select! {
+                () = publish => {}
+                () = &mut stop => return,
+            }
+        } else {
+            tokio::spawn(publish);
+        }
         let mut accepting = JoinSet::new();
         for listener in listeners {
-            match &listener {
-                Listener::Tcp(tcp) => {
-                    let address = tcp.local_addr().map(|address| address.to_string()).unwrap_or_default();
-                    tracing::info!(
-                        address,
-                        traffic = "grpc+http",
-                        "serving client traffic insecurely; this is strongly discouraged!"
-                    );
-                }
-                Listener::Unix(_, path) => {
-                    tracing::info!(address = %path.display(), traffic = "grpc+http", "serving client traffic");
-                }
+            let server = || client_tls.clone().expect("it was made because a listener is for TLS");
+            let security = match (listener.plaintext, listener.tls) {
+                (_, false) => Security::Plaintext,
+                (false, true) => Security::Tls(server()),
+                (true, true) => Security::Either(server()),
+            };
+            let (address, unix) = match &listener.socket {
+                Socket::Tcp(tcp) => (
+                    tcp.local_addr().map(|address| address.to_string()).unwrap_or_default(),
+                    false,
+                ),
+                Socket::Unix(_, path) => (path.display().to_string(), true),
+            };
+            match &security {
+                Security::Plaintext | Security::Either(_) if !unix => tracing::info!(
+                    address,
+                    traffic = "grpc+http",
+                    "serving client traffic insecurely; this is strongly discouraged!"
+                ),
+                Security::Plaintext => tracing::info!(address, traffic = "grpc+http", "serving client traffic"),
+                Security::Tls(_) | Security::Either(_) => {}
+            }
+            if !matches!(security, Security::Plaintext) {
+                tracing::info!(address, traffic = "grpc+http", "serving client traffic securely");
             }
             accepting.spawn(accept(
-                listener,
+                listener.socket,
+                security,
                 frontend.clone(),
                 config.connections.clone(),
                 stopped.clone(),
             ));
         }
-        stop.await;
+        (&mut stop).await;
         tracing::info!("stopping: no new connections");
         stopping.send_replace(true);
         let finish = async { while accepting.join_next().await.is_some() {} };
@@ -244,15 +415,50 @@ pub fn run(
         }
     });
     drop(frontend);
+    drop(stop);
     runtime.shutdown_timeout(Duration::from_millis(500));
-    node.stop(STOP_TIMEOUT);
+    // One that was removed has nobody left to finish anything with.
+    let was_removed = *node.removed().borrow();
+    node.stop(if was_removed { Duration::ZERO } else { STOP_TIMEOUT });
+    peer_runtime.shutdown_timeout(Duration::from_millis(500));
     tracing::info!("stopped");
     Ok(())
 }
 
+/// A number that no earlier start of this member had: the time in nanoseconds, mixed with the process's own random keys.
+fn incarnation() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::time::SystemTime::now())
+}
+
+async fn bind_peers(config: &ServerConfig) -> Result<Vec<peer::Listener>, ServeError> {
+    let options = peer::SocketOptions {
+        reuse_port: config.reuse_port,
+    };
+    let mut listeners = Vec::new();
+    for url in &config.listen_peers {
+        let failed = |cause| ServeError::ListenPeers {
+            url: url.clone(),
+            cause,
+        };
+        let parsed: PeerUrl = url
+            .parse()
+            .map_err(|error: peer::UrlError| failed(io::Error::new(io::ErrorKind::InvalidInput, error.to_string())))?;
+        listeners.push(peer::Listener::bind(&parsed, &options).await.map_err(failed)?);
+    }
+    Ok(listeners)
+}
+
 async fn bind_all(config: &ServerConfig) -> Result<Vec<Listener>, ServeError> {
     let mut listeners = Vec::new();
-    for address in &config.listen {
+    for listen in &config.listen {
+        let (address, mut add) = (&listen.address, |socket| {
+            listeners.push(Listener {
+                socket,
+                plaintext: listen.plaintext,
+                tls: listen.tls,
+            });
+        });
         let failed = |cause| ServeError::Listen {
             address: address.clone(),
             cause,
@@ -269,7 +475,7 @@ async fn bind_all(config: &ServerConfig) -> Result<Vec<Listener>, ServeError> {
                     match bind(socket_address, config.reuse_port) {
                         Ok(listener) => {
                             bound += 1;
-                            listeners.push(Listener::Tcp(listener));
+                            add(Socket::Tcp(listener));
                         }
                         Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(failed(error)),
                         Err(error) => last_error = error,
@@ -291,7 +497,7 @@ async fn bind_all(config: &ServerConfig) -> Result<Vec<Listener>, ServeError> {
                     std::fs::remove_file(path).map_err(failed)?;
                 }
                 let listener = UnixListener::bind(path).map_err(failed)?;
-                listeners.push(Listener::Unix(listener, path.clone()));
+                add(Socket::Unix(listener, path.clone()));
             }
         }
     }
@@ -314,7 +520,8 @@ fn bind(address: std::net::SocketAddr, reuse_port: bool) -> io::Result<TcpListen
 }
 
 async fn accept<S: api::Store>(
-    listener: Listener,
+    listener: Socket,
+    security: Security,
     frontend: Frontend<S>,
     settings: ConnectionSettings,
     stopped: watch::Receiver<bool>,
@@ -329,29 +536,22 @@ async fn accept<S: api::Store>(
             accepted = accept_one(&listener) => accepted,
             _ = stop.wait_for(|stopped| *stopped) => break,
         };
-        let (frontend, settings, mut stopped) = (frontend.clone(), settings.clone(), stopped.clone());
-        let stop = async move {
-            // The sender lives until all connections have ended; should it not, that is a reason to end as well.
-            let _ = stopped.wait_for(|stopped| *stopped).await;
+        let connection = Connection {
+            security: security.clone(),
+            frontend: frontend.clone(),
+            settings: settings.clone(),
+            stopped: stopped.clone(),
         };
         match accepted {
-            Ok(Accepted::Tcp(stream)) => {
+            Ok(Accepted::Tcp(stream, remote)) => {
                 // Answers are small and must not wait for more to send.
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY was not set");
                 }
-                connections.spawn(async move {
-                    if let Err(error) = serve_connection(stream, frontend, &settings, stop).await {
-                        tracing::debug!(%error, "a connection ended");
-                    }
-                });
+                connections.spawn(connection.serve(stream, Some(remote)));
             }
             Ok(Accepted::Unix(stream)) => {
-                connections.spawn(async move {
-                    if let Err(error) = serve_connection(stream, frontend, &settings, stop).await {
-                        tracing::debug!(%error, "a connection ended");
-                    }
-                });
+                connections.spawn(connection.serve(stream, None));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -359,7 +559,7 @@ async fn accept<S: api::Store>(
             }
         }
     }
-    if let Listener::Unix(_, path) = &listener {
+    if let Socket::Unix(_, path) = &listener {
         // Best effort: a file that stays behind is noticed at the next start.
         let _ = std::fs::remove_file(path);
     }
@@ -368,13 +568,72 @@ async fn accept<S: api::Store>(
 }
 
 enum Accepted {
-    Tcp(tokio::net::TcpStream),
+    Tcp(tokio::net::TcpStream, SocketAddr),
     Unix(tokio::net::UnixStream),
 }
 
-async fn accept_one(listener: &Listener) -> io::Result<Accepted> {
+async fn accept_one(listener: &Socket) -> io::Result<Accepted> {
     match listener {
-        Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Accepted::Tcp(stream)),
-        Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+        Socket::Tcp(listener) => listener
+            .accept()
+            .await
+            .map(|(stream, remote)| Accepted::Tcp(stream, remote)),
+        Socket::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+    }
+}
+
+/// What one connection is served with.
+struct Connection<S: api::Store> {
+    security: Security,
+    frontend: Frontend<S>,
+    settings: Arc<ConnectionSettings>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl<S: api::Store> Connection<S> {
+    /// Serves a connection to its end, which comes at once if we stop before its handshake is done.
+    async fn serve<I>(self, stream: I, remote: Option<SocketAddr>)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut stopped = self.stopped.clone();
+        let (Security::Tls(server) | Security::Either(server)) = self.security.clone() else {
+            return self.serve_accepted(stream).await;
+        };
+        let either = matches!(self.security, Security::Either(_));
+        let accept = async {
+            match either {
+                true => server.accept_any(stream, remote).await,
+                false => server
+                    .accept(Prefixed::new(stream), remote)
+                    .await
+                    .map(tls::Accepted::Tls),
+            }
+        };
+        let accepted = tokio::select! {
+            accepted = accept => accepted,
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        };
+        match accepted {
+            Ok(tls::Accepted::Plain(stream)) => self.serve_accepted(stream).await,
+            Ok(tls::Accepted::Tls(stream)) => self.serve_accepted(stream).await,
+            Err(error) => {
+                let remote = remote.map(|remote| remote.to_string()).unwrap_or_default();
+                server.log_rejected(&remote, &error);
+            }
+        }
+    }
+
+    async fn serve_accepted<I>(mut self, stream: I)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stop = async move {
+            // The sender lives until all connections have ended; should it not, that is a reason to end as well.
+            let _ = self.stopped.wait_for(|stopped| *stopped).await;
+        };
+        if let Err(error) = serve_connection(stream, self.frontend, &self.settings, stop).await {
+            tracing::debug!(%error, "a connection ended");
+        }
     }
 }

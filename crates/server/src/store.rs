@@ -3,19 +3,24 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use api::codec::{Action, Operation, encode_operation};
-use api::kv::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
-    LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    LeaseStatus, LeaseTimeToLiveResponse, Member, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
-    TxnRequest, TxnResponse,
+use api::codec::{
+    Action, LeaseCheckpoint, LeaseCheckpointRequest, MemberAttributes, MemberAttributesRequest, MemberChange,
+    MemberChangeKind, MemberUpdate, Operation, encode_operation,
 };
-use api::store::{Alarm, ScanPage, ScanRequest, Status};
-use api::{Error, LeaseId, Limits, Result, Span, Store};
-use mvcc::{Failure, Outcome, Stream};
+use api::kv::{
+    AlarmAction, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+    DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
+    LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+};
+use api::store::{Alarm, HashKv, MemberList, ScanPage, ScanRequest, Status};
+use api::{Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
+use mvcc::{Failure, Membership, Outcome, Stream};
 use replica::{Input, Proposal};
 use storage::Engine;
 
+use crate::calls::{Answer, Ask, Lease, LeaseTime};
+use crate::identity;
 use crate::node::Shared;
 
 /// Ranges that may return more keys than this leave the async thread to others while they run.
@@ -68,8 +73,18 @@ impl<E: Engine> NodeStore<E> {
         header
     }
 
+    /// A member whose state is known to be wrong answers nobody.
+    fn check_trust(&self) -> Result<()> {
+        if self.shared.quarantined.load(Ordering::Acquire) {
+            Err(Error::Corrupt)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Refuses what would fill the disk further.
     fn check_space(&self) -> Result<()> {
+        self.check_trust()?;
         if self.shared.disk_full.load(Ordering::Acquire) {
             Err(Error::NoSpace)
         } else {
@@ -79,6 +94,11 @@ impl<E: Engine> NodeStore<E> {
 
     /// Puts an operation into the log and waits for what it comes to.
     async fn propose(&self, action: Action) -> Result<Outcome> {
+        self.check_trust()?;
+        self.propose_as(action, Input::Propose).await
+    }
+
+    async fn propose_as(&self, action: Action, input: impl FnOnce(Proposal) -> Input) -> Result<Outcome> {
         let shared = &*self.shared;
         let id = shared.pending.next_id();
         let operation = encode_operation(&Operation::new(id, action));
@@ -86,7 +106,11 @@ impl<E: Engine> NodeStore<E> {
             return Err(Error::RequestTooLarge);
         }
         let mut place = shared.pending.enter(id, operation.len())?;
-        shared.inputs.push(Input::Propose(Proposal { id, operation }));
+        shared.inputs.push(input(Proposal {
+            id,
+            operation,
+            leader_term: 0,
+        }));
         let outcome = tokio::time::timeout(shared.config.limits.request_timeout, place.outcome()).await;
         outcome.unwrap_or_else(|_| {
             shared.metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
@@ -98,8 +122,85 @@ impl<E: Engine> NodeStore<E> {
         })
     }
 
+    /// Proposes a change of members, as the leader, and waits until it is applied.
+    pub(crate) async fn propose_member_change(&self, change: MemberChange) -> Result<Arc<Membership>> {
+        let action = Action::MemberChange(change.clone());
+        let outcome = self
+            .propose_as(action, |proposal| Input::ProposeMemberChange(proposal, change))
+            .await?;
+        Ok(outcome!(outcome, Members))
+    }
+
+    /// Raises or ends an alarm.
+    pub(crate) async fn propose_alarm(&self, request: AlarmRequest) -> Result<AlarmResponse> {
+        let outcome = self.propose_as(Action::Alarm(request), Input::Propose).await?;
+        Ok(outcome!(outcome, Alarm))
+    }
+
+    /// Takes back what the log says of how little time a lease has left.
+    pub(crate) async fn take_checkpoint_back(&self, id: LeaseId) -> Result<()> {
+        let checkpoint = LeaseCheckpoint { id, remaining_ttl: 0 };
+        let request = LeaseCheckpointRequest {
+            checkpoints: vec![checkpoint],
+        };
+        self.propose_as(Action::LeaseCheckpoint(request), Input::Propose)
+            .await?;
+        Ok(())
+    }
+
+    /// Tells the cluster this member's name and where clients reach it.
+    ///
+    /// # Errors
+    /// Those of any write; to be tried again.
+    pub(crate) async fn publish(&self) -> Result<()> {
+        let config = &self.shared.config;
+        let attributes = MemberAttributes {
+            name: config.name.clone(),
+            client_urls: config.client_urls.clone(),
+        };
+        let request = MemberAttributesRequest {
+            member_id: self.shared.member_id(),
+            attributes: Some(attributes),
+        };
+        self.propose_as(Action::MemberAttributes(request), Input::Propose)
+            .await?;
+        Ok(())
+    }
+
+    /// Changes the members, wherever the leader is.
+    async fn change_members(&self, kind: MemberChangeKind, member: Member) -> Result<MemberList> {
+        self.check_trust()?;
+        let change = MemberChange {
+            kind: kind.into(),
+            member: Some(member),
+        };
+        self.may_change(&change)?;
+        match self.ask_leader(Ask::ChangeMembers(change)).await? {
+            Answer::Members(members) => Ok(self.member_list(members.members)),
+            other => unreachable!("members were asked for, not {other:?}"),
+        }
+    }
+
+    /// etcd's cluster replies say no revision.
+    fn member_list(&self, members: Vec<Member>) -> MemberList {
+        MemberList {
+            header: self.header_at(0).unwrap_or_default(),
+            members,
+        }
+    }
+
+    /// Asks the leader for what it alone knows of a lease.
+    async fn ask_lease(&self, ask: Ask) -> Result<LeaseTime> {
+        self.check_trust()?;
+        match self.ask_leader(ask).await? {
+            Answer::Lease(time) => Ok(time),
+            other => unreachable!("a lease was asked for, not {other:?}"),
+        }
+    }
+
     /// Returns once the state here is at least as new as everything acknowledged before the call.
-    async fn linearize(&self) -> Result<()> {
+    pub(crate) async fn linearize(&self) -> Result<()> {
+        self.check_trust()?;
         let shared = &*self.shared;
         // See `Standing::reads_locally`: whatever was acknowledged is applied here.
         if shared.reads_locally.load(Ordering::Acquire) {
@@ -124,6 +225,7 @@ impl<E: Engine> NodeStore<E> {
 
     /// Runs a read here and now; if it may take long, other tasks of this thread are taken over by another one.
     fn read<T>(&self, may_take_long: bool, read: impl FnOnce() -> std::result::Result<T, Failure>) -> Result<T> {
+        self.check_trust()?;
         let multi_threaded = || {
             tokio::runtime::Handle::try_current()
                 .is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread)
@@ -235,33 +337,34 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn lease_keep_alive(&self, id: LeaseId) -> Result<LeaseKeepAliveResponse> {
-        if self.shared.leader.load(Ordering::Acquire) != self.shared.member_id() {
-            return Err(Error::NoLeader);
-        }
         let header = self.header_at(self.shared.reader.revision());
-        let ttl = self.shared.lessor.lock().keep_alive(id, self.shared.now_ms());
-        if ttl.is_some() {
+        let time = self.ask_lease(Ask::KeepAlive(Lease { id })).await?;
+        if time.left >= 0 {
             self.shared.metrics.leases_renewed.fetch_add(1, Ordering::Relaxed);
         }
         Ok(LeaseKeepAliveResponse {
             header,
             id,
-            ttl: ttl.unwrap_or(0),
+            ttl: time.left.max(0),
         })
     }
 
     async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTimeToLiveResponse> {
-        self.linearize().await?;
+        let LeaseTime { granted, left } = self.ask_lease(Ask::TimeToLive(Lease { id })).await?;
         let header = self.header_at(self.shared.reader.revision());
-        let left = self.shared.lessor.lock().time_to_live(id, self.shared.now_ms());
-        let Some((granted_ttl, ttl)) = left else {
+        if left < 0 {
             return Ok(LeaseTimeToLiveResponse {
                 header,
                 id,
                 ttl: -1,
                 ..Default::default()
             });
-        };
+        }
+        let (granted_ttl, ttl) = (granted, left);
+        if keys {
+            // The leader has seen every key that was attached before; this member is to have seen them too.
+            self.linearize().await?;
+        }
         let keys = if keys {
             self.read(true, || self.shared.reader.attached_keys(id))?
         } else {
@@ -287,32 +390,116 @@ impl<E: Engine> Store for NodeStore<E> {
         self.shared.hub.stream()
     }
 
-    async fn members(&self, linearizable: bool) -> Result<(ResponseHeader, Vec<Member>)> {
+    async fn members(&self, linearizable: bool) -> Result<MemberList> {
         if linearizable {
             self.linearize().await?;
         }
-        // etcd's cluster replies say no revision.
-        let header = self.header_at(0).unwrap_or_default();
-        Ok((header, vec![self.shared.config.member.clone()]))
+        Ok(self.member_list(self.shared.reader.membership().members.clone()))
+    }
+
+    async fn member_add(&self, mut peer_urls: Vec<String>, is_learner: bool) -> Result<(Member, MemberList)> {
+        peer_urls.sort();
+        let now_s = std::time::SystemTime::now()
+            .duration_since(std::time::SystemTime::UNIX_EPOCH)
+            .map_or(0, |time| time.as_secs());
+        let member = Member {
+            id: identity::added_member_id(&peer_urls, now_s),
+            peer_urls,
+            is_learner,
+            ..Default::default()
+        };
+        let list = self.change_members(MemberChangeKind::Add, member.clone()).await?;
+        Ok((member, list))
+    }
+
+    async fn member_remove(&self, id: MemberId) -> Result<MemberList> {
+        let member = Member {
+            id,
+            ..Default::default()
+        };
+        self.change_members(MemberChangeKind::Remove, member).await
+    }
+
+    async fn member_update(&self, id: MemberId, mut peer_urls: Vec<String>) -> Result<MemberList> {
+        peer_urls.sort();
+        let update = MemberUpdate { id, peer_urls };
+        let membership = outcome!(self.propose(Action::MemberUpdate(update)).await?, Members);
+        Ok(self.member_list(membership.members.clone()))
+    }
+
+    async fn member_promote(&self, id: MemberId) -> Result<MemberList> {
+        let member = Member {
+            id,
+            ..Default::default()
+        };
+        self.change_members(MemberChangeKind::Promote, member).await
+    }
+
+    async fn move_leader(&self, to: MemberId) -> Result<()> {
+        let shared = &*self.shared;
+        let mut standing = shared.standing.subscribe();
+        if standing.borrow().leader != shared.member_id() {
+            return Err(Error::NotLeader);
+        }
+        let membership = shared.reader.membership();
+        if membership.get(to).is_none_or(|member| member.is_learner) {
+            return Err(Error::BadLeaderTransferee);
+        }
+        shared.inputs.push(Input::Transfer(to));
+        let moved = standing.wait_for(|standing| standing.leader == to);
+        match tokio::time::timeout(shared.config.limits.request_timeout, moved).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::Stopped),
+            Err(_) => Err(Error::TimeoutLeaderTransfer),
+        }
+    }
+
+    async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse> {
+        let mut response = if request.action() == AlarmAction::Get {
+            let mut alarms = self.status().alarms;
+            alarms.retain(|alarm| {
+                let (member_id, kind) = match alarm {
+                    Alarm::NoSpace(member) => (*member, AlarmType::Nospace),
+                    Alarm::Corrupt(member) => (*member, AlarmType::Corrupt),
+                };
+                (request.member_id == 0 || request.member_id == member_id)
+                    && (request.alarm() == AlarmType::None || request.alarm() == kind)
+            });
+            AlarmResponse {
+                header: ResponseHeader::at(self.shared.reader.revision()),
+                alarms: alarms.into_iter().map(Alarm::member).collect(),
+            }
+        } else {
+            self.propose_alarm(request).await?
+        };
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
+    async fn hash_kv(&self, revision: Revision) -> Result<HashKv> {
+        let hashed = self.read(true, || self.shared.reader.hash_kv(revision))?;
+        let header = self.header_at(hashed.header.revision).unwrap_or_default();
+        Ok(HashKv { header, ..hashed })
     }
 
     fn status(&self) -> Status {
         let shared = &*self.shared;
-        let standing = *shared.standing.lock();
-        let alarms: Vec<_> = shared
-            .disk_full
-            .load(Ordering::Acquire)
-            .then(|| Alarm::NoSpace(shared.member_id()))
-            .into_iter()
-            .collect();
+        let standing = shared.standing();
+        let raised = shared.reader.alarms();
+        let mut alarms: Vec<_> = raised.iter().filter_map(Alarm::of_member).collect();
+        let full = Alarm::NoSpace(shared.member_id());
+        if shared.disk_full.load(Ordering::Acquire) && !alarms.contains(&full) {
+            alarms.push(full);
+        }
         let mut errors = Vec::new();
         if standing.leader == 0 {
             errors.push(Error::NoLeader.message().to_owned());
         }
         for alarm in &alarms {
-            if let Alarm::NoSpace(member) = alarm {
-                errors.push(format!("memberID:{member} alarm:NOSPACE "));
-            }
+            errors.push(match alarm {
+                Alarm::NoSpace(member) => format!("memberID:{member} alarm:NOSPACE "),
+                Alarm::Corrupt(member) => format!("memberID:{member} alarm:CORRUPT "),
+            });
         }
         Status {
             header: self.header(),

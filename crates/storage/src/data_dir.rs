@@ -6,8 +6,11 @@
 //! raft/       the Raft log (elsewhere if a directory of its own was given for it)
 //! rocksdb/    the engine's files, or
 //! memory/
+//! rocksdb.N/  an engine that began with a snapshot of another member (memory.N/ likewise)
+//! ENGINE      which of them is in use; the first one if it is missing
 //! ```
 
+mod engines;
 mod identity;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -18,6 +21,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access;
 
 use crate::disk::sync_dir;
+pub use engines::EngineDir;
 pub use identity::{FORMAT_VERSION, Identity, StorageKind};
 
 const IDENTITY: &str = "METASTORE";
@@ -97,6 +101,12 @@ pub enum DataDirError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The file that names the engine directory cannot be read.
+    #[error("{} is damaged; remove the member and let it join anew with an empty directory", .file.display())]
+    DamagedPointer {
+        /// The file.
+        file: PathBuf,
+    },
     /// The Raft log lies elsewhere.
     #[error("the Raft log of {} is not in {}; start with the same directory for the Raft log as when the member was made", .path.display(), .raft.display())]
     RaftElsewhere {
@@ -154,11 +164,6 @@ impl DataDir {
         &self.raft
     }
 
-    /// Where the engine's files go. Exists once there is an identity.
-    pub fn engine_dir(&self) -> PathBuf {
-        self.path.join(self.storage.to_string())
-    }
-
     /// Which engine the directory is for.
     pub fn storage(&self) -> StorageKind {
         self.storage
@@ -180,7 +185,7 @@ impl DataDir {
     pub fn initialize(&mut self, identity: Identity) -> Result<(), DataDirError> {
         assert!(self.identity.is_none(), "a data directory is initialized once");
         create_dir(&self.raft)?;
-        create_dir(&self.engine_dir())?;
+        create_dir(&self.path.join(self.storage.to_string()))?;
         self.write_identity(identity)
     }
 
@@ -383,20 +388,23 @@ fn warn_if_open_to_others(path: &Path) {
 
 fn write_identity(dir: &Path, identity: &Identity) -> Result<(), DataDirError> {
     let draft = dir.join(IDENTITY_DRAFT);
-    let write = || {
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(FILE_MODE)
-            .open(&draft)?;
-        file.write_all(identity::encode(identity).as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, dir.join(IDENTITY))?;
-        sync_dir(dir)
-    };
-    write().map_err(no_access("write", &draft))
+    let text = identity::encode(identity);
+    write_file(dir, &draft, &dir.join(IDENTITY), text.as_bytes()).map_err(no_access("write", &draft))
+}
+
+/// Puts a file into `dir` in one step, durably: the one that was there, if any, is replaced or left alone.
+fn write_file(dir: &Path, draft: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(FILE_MODE)
+        .open(draft)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(draft, path)?;
+    sync_dir(dir)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub mod raft_log;
 pub mod rocks;
 
 pub use any_engine::AnyEngine;
-pub use data_dir::{DataDir, DataDirError, Identity, StorageKind};
+pub use data_dir::{DataDir, DataDirError, EngineDir, Identity, StorageKind};
 pub use engine::{
     Access, Batch, Cursor, Engine, EngineError, EngineStat, Family, FamilySpec, KeyRange, View, WriteStats,
 };

@@ -19,6 +19,10 @@ use crate::{BoxError, Observer};
 /// Ends a stream from the server's side when it completes.
 pub(crate) type Guard = Pin<Box<dyn Future<Output = api::Error> + Send>>;
 
+/// Among a request's extensions: the member that it came to has no vote.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ByLearner;
+
 /// One call, from its start to its status. Dropped before, it counts as cancelled.
 pub(crate) struct Call {
     method: &'static Method,

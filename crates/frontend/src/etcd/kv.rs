@@ -10,6 +10,7 @@ use futures::stream::{self, BoxStream};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
+use super::call::ByLearner;
 use super::status::status;
 use crate::proto::etcdserverpb::{RangeStreamResponse, kv_server};
 
@@ -22,7 +23,11 @@ pub(super) struct Kv<S>(pub(super) S);
 #[tonic::async_trait]
 impl<S: Store> kv_server::Kv for Kv<S> {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let by_learner = request.extensions().get::<ByLearner>().is_some();
         let request = request.into_inner();
+        if by_learner && !request.serializable {
+            return Err(status(api::Error::NotSupportedForLearner));
+        }
         request.validate().map_err(status)?;
         self.0.range(request).await.map(Response::new).map_err(status)
     }

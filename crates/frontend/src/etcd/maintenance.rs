@@ -1,12 +1,13 @@
-//! The Maintenance service: so far status, and a look at the alarms.
+//! The Maintenance service.
 
+use api::kv::{AlarmAction, AlarmRequest, AlarmResponse, AlarmType};
 use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
-use api::{Store, store::Alarm};
+use api::{Error, Store};
 use tonic::{Request, Response, Status};
 
-use crate::proto::etcdserverpb::alarm_request::AlarmAction;
+use super::status::status;
 use crate::proto::etcdserverpb::{
-    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DowngradeInfo, StatusRequest, StatusResponse,
+    DowngradeInfo, HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
     maintenance_server,
 };
 
@@ -17,17 +18,37 @@ pub(super) struct Maintenance<S>(pub(super) S);
 impl<S: Store> maintenance_server::Maintenance for Maintenance<S> {
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         let request = request.into_inner();
-        if request.action != AlarmAction::Get as i32 {
-            return Err(Status::unimplemented(
-                "metastore: changing alarms with Maintenance.Alarm is not available in this release",
-            ));
+        // What is not known must not get into the log. etcd lets it, and panics where an action means nothing to it.
+        let Ok(action) = AlarmAction::try_from(request.action) else {
+            return Err(Status::invalid_argument("metastore: unknown alarm action"));
+        };
+        if action == AlarmAction::Activate && AlarmType::try_from(request.alarm).is_err() {
+            return Err(Status::invalid_argument("metastore: unknown alarm type"));
         }
-        let wanted = |alarm: &AlarmMember| request.alarm == AlarmType::None as i32 || request.alarm == alarm.alarm;
-        let active = self.0.status().alarms;
-        Ok(Response::new(AlarmResponse {
-            header: Some(self.0.header()),
-            alarms: active.into_iter().map(alarm_member).filter(wanted).collect(),
+        self.0.alarm(request).await.map(Response::new).map_err(status)
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        let hashed = self.0.hash_kv(request.into_inner().revision).await.map_err(status)?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(hashed.header),
+            hash: hashed.hash,
+            compact_revision: hashed.compact_revision,
+            hash_revision: hashed.hash_revision,
         }))
+    }
+
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        // A follower does not pass it on: asking the wrong member is an error, before whom to move it to is looked at.
+        let now = self.0.status();
+        if now.leader != now.header.member_id {
+            return Err(status(Error::NotLeader));
+        }
+        self.0
+            .move_leader(request.into_inner().target_id)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -48,16 +69,5 @@ impl<S: Store> maintenance_server::Maintenance for Maintenance<S> {
             downgrade_info: Some(DowngradeInfo::default()),
             header: Some(status.header),
         }))
-    }
-}
-
-fn alarm_member(alarm: Alarm) -> AlarmMember {
-    let (member_id, alarm) = match alarm {
-        Alarm::NoSpace(member) => (member, AlarmType::Nospace),
-        Alarm::Corrupt(member) => (member, AlarmType::Corrupt),
-    };
-    AlarmMember {
-        member_id,
-        alarm: alarm.into(),
     }
 }

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use api::kv::*;
-use api::store::{ScanPage, ScanRequest, Status, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream};
-use api::{Error, LeaseId, Limits, Result, Revision, Span, Store};
+use api::store::{
+    HashKv, MemberList, ScanPage, ScanRequest, Status, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
+};
+use api::{Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
 use bytes::Bytes;
 
 #[derive(Clone)]
@@ -20,6 +22,14 @@ pub(crate) struct State {
     pub(crate) compacted: Revision,
     /// What the next reads and writes fail with.
     pub(crate) failure: Option<Error>,
+    /// What linearizable reads fail with.
+    pub(crate) linearizable_failure: Option<Error>,
+    /// Member 12, this one, and whoever was added.
+    pub(crate) members: Vec<Member>,
+    /// The member that was asked to lead.
+    pub(crate) moved_to: Option<MemberId>,
+    /// The alarms that were asked for.
+    pub(crate) alarm_requests: Vec<AlarmRequest>,
     /// Writes a key after each page of a scan.
     pub(crate) write_after_scan: bool,
     /// The pages that were asked for.
@@ -53,6 +63,16 @@ impl Fake {
                 },
                 compacted: 0,
                 failure: None,
+                linearizable_failure: None,
+                members: vec![Member {
+                    id: 12,
+                    name: "fake".to_owned(),
+                    peer_urls: vec!["http://fake:2380".to_owned()],
+                    client_urls: vec!["http://fake:2379".to_owned()],
+                    is_learner: false,
+                }],
+                moved_to: None,
+                alarm_requests: Vec::new(),
                 write_after_scan: false,
                 scans: Vec::new(),
                 outputs: 0,
@@ -128,6 +148,20 @@ impl State {
         }
     }
 
+    fn member_list(&self) -> Result<MemberList> {
+        self.check(0)?;
+        Ok(MemberList {
+            header: self.header(),
+            members: self.members.clone(),
+        })
+    }
+
+    fn member(&mut self, id: MemberId) -> Result<&mut Member> {
+        self.check(0)?;
+        let found = self.members.iter_mut().find(|member| member.id == id);
+        found.ok_or(Error::MemberNotFound)
+    }
+
     fn check(&self, revision: Revision) -> Result<Revision> {
         match self.failure {
             Some(error) => Err(error),
@@ -166,6 +200,9 @@ impl Store for Fake {
         }
         let state = self.state();
         let revision = state.check(request.revision)?;
+        if let Some(error) = state.linearizable_failure.filter(|_| !request.serializable) {
+            return Err(error);
+        }
         let mut kvs = state.read(request.span(), revision);
         let count = i64::try_from(kvs.len()).expect("few");
         if request.count_only {
@@ -291,13 +328,75 @@ impl Store for Fake {
         }
     }
 
-    async fn members(&self, _: bool) -> Result<(ResponseHeader, Vec<Member>)> {
+    async fn members(&self, _: bool) -> Result<MemberList> {
+        self.state().member_list()
+    }
+
+    async fn member_add(&self, peer_urls: Vec<String>, is_learner: bool) -> Result<(Member, MemberList)> {
+        let mut state = self.state();
+        state.check(0)?;
         let member = Member {
-            id: 12,
-            name: "fake".to_owned(),
+            id: state.members.last().map_or(0, |last| last.id) + 1,
+            name: "not to be told yet".to_owned(),
+            peer_urls,
+            is_learner,
             ..Default::default()
         };
-        Ok((self.header(), vec![member]))
+        state.members.push(member.clone());
+        Ok((member, state.member_list()?))
+    }
+
+    async fn member_remove(&self, id: MemberId) -> Result<MemberList> {
+        let mut state = self.state();
+        state.member(id)?;
+        state.members.retain(|member| member.id != id);
+        state.member_list()
+    }
+
+    async fn member_update(&self, id: MemberId, peer_urls: Vec<String>) -> Result<MemberList> {
+        let mut state = self.state();
+        state.member(id)?.peer_urls = peer_urls;
+        state.member_list()
+    }
+
+    async fn member_promote(&self, id: MemberId) -> Result<MemberList> {
+        let mut state = self.state();
+        let member = state.member(id)?;
+        if !member.is_learner {
+            return Err(Error::MemberNotLearner);
+        }
+        member.is_learner = false;
+        state.member_list()
+    }
+
+    async fn move_leader(&self, to: MemberId) -> Result<()> {
+        let mut state = self.state();
+        state.check(0)?;
+        state.moved_to = Some(to);
+        Ok(())
+    }
+
+    async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse> {
+        let mut state = self.state();
+        state.check(0)?;
+        state.alarm_requests.push(request);
+        Ok(AlarmResponse {
+            header: Some(state.header()),
+            alarms: vec![AlarmMember {
+                member_id: request.member_id,
+                alarm: request.alarm,
+            }],
+        })
+    }
+
+    async fn hash_kv(&self, revision: Revision) -> Result<HashKv> {
+        let state = self.state();
+        Ok(HashKv {
+            hash_revision: state.check(revision)?,
+            header: state.header(),
+            hash: 0xfeed_beef,
+            compact_revision: -1,
+        })
     }
 
     fn status(&self) -> Status {

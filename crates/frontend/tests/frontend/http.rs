@@ -129,6 +129,78 @@ async fn livez_and_readyz_run_their_checks() {
     assert_eq!(get(&store, "/livez").await, failed);
 }
 
+/// What a cluster without a quorum, one with damaged data, and a learner answer to those who ask whether to send work.
+#[tokio::test]
+async fn members_of_a_cluster_say_what_they_lack() {
+    let store = Fake::new(Limits::default());
+    let sick = |reason: &str| answer(503, &format!("{{\"health\":\"false\",\"reason\":\"{reason}\"}}\n"));
+    let healthy = answer(200, r#"{"health":"true","reason":""}"#);
+    let report = |failed: &[(&str, &str)]| {
+        let mut report = String::new();
+        for name in [
+            "data_corruption",
+            "serializable_read",
+            "linearizable_read",
+            "non_learner",
+        ] {
+            match failed.iter().find(|(failed, _)| *failed == name) {
+                Some((_, reason)) => report += &format!("[-]{name} failed: {reason}\n"),
+                None => report += &format!("[+]{name} ok\n"),
+            }
+        }
+        answer(503, &format!("{report}\n"))
+    };
+
+    // No leader: alive, of use for reads that may be old, and for nothing else.
+    store.state().status.leader = 0;
+    store.state().linearizable_failure = Some(Error::Timeout);
+    assert_eq!(get(&store, "/health").await, sick("RAFT NO LEADER"));
+    assert_eq!(get(&store, "/health?serializable=true").await, healthy);
+    assert_eq!(get(&store, "/livez").await, answer(200, "ok\n"));
+    let timed_out = ("linearizable_read", "etcdserver: request timed out");
+    assert_eq!(get(&store, "/readyz").await, report(&[timed_out]));
+    assert_eq!(
+        get(&store, "/readyz?exclude=linearizable_read").await,
+        answer(200, "ok\n")
+    );
+    assert_eq!(get(&store, "/readyz/serializable_read").await, answer(200, "ok\n"));
+    let alone = answer(503, "[-]linearizable_read failed: etcdserver: request timed out\n\n");
+    assert_eq!(get(&store, "/readyz/linearizable_read").await, alone);
+
+    // A leader, out of reach of a quorum.
+    store.state().status.leader = 12;
+    assert_eq!(
+        get(&store, "/health").await,
+        sick("RANGE ERROR:etcdserver: request timed out")
+    );
+
+    // Some member's data is damaged: all say so, and answer reads.
+    store.state().linearizable_failure = None;
+    store.state().status.alarms = vec![Alarm::Corrupt(99)];
+    assert_eq!(get(&store, "/health").await, sick("ALARM CORRUPT"));
+    assert_eq!(get(&store, "/health?serializable=true").await, sick("ALARM CORRUPT"));
+    assert_eq!(get(&store, "/health?exclude=CORRUPT").await, healthy);
+    assert_eq!(get(&store, "/livez").await, answer(200, "ok\n"));
+    let corrupt = ("data_corruption", "alarm activated: CORRUPT");
+    assert_eq!(get(&store, "/readyz").await, report(&[corrupt]));
+    let not_of_checks = get(&store, "/readyz/data_corruption").await;
+    assert_eq!(
+        not_of_checks,
+        answer(503, "[-]data_corruption failed: alarm activated: CORRUPT\n\n")
+    );
+    // A full disk does not count there.
+    store.state().status.alarms = vec![Alarm::NoSpace(99)];
+    assert_eq!(get(&store, "/readyz").await, answer(200, "ok\n"));
+
+    // A learner is healthy, and not to be sent work. Its own probes are reads of the store, not calls of a client.
+    store.state().status.alarms.clear();
+    store.state().status.is_learner = true;
+    assert_eq!(get(&store, "/health").await, healthy);
+    assert_eq!(get(&store, "/livez").await, answer(200, "ok\n"));
+    let learner = ("non_learner", "not supported for learner");
+    assert_eq!(get(&store, "/readyz").await, report(&[learner]));
+}
+
 #[tokio::test]
 async fn version_metrics_and_nothing_else() {
     let store = Fake::new(Limits::default());

@@ -1,13 +1,11 @@
-//! KV, Lease, Cluster, Maintenance, Auth and health calls.
+//! KV, Lease, Auth and health calls, and Status.
 
 use api::kv::*;
 use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
-use api::store::Alarm;
 use api::{Error, Limits};
 use bytes::Bytes;
 use metastore_frontend::Options;
 use metastore_frontend::proto::etcdserverpb::auth_client::AuthClient;
-use metastore_frontend::proto::etcdserverpb::cluster_client::ClusterClient;
 use metastore_frontend::proto::etcdserverpb::kv_client::KvClient;
 use metastore_frontend::proto::etcdserverpb::lease_client::LeaseClient;
 use metastore_frontend::proto::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -349,9 +347,8 @@ async fn leases_are_kept_alive_in_order() {
 }
 
 #[tokio::test]
-async fn status_members_alarms_and_auth_are_told() {
+async fn status_auth_and_health_are_told() {
     let store = Fake::new(Limits::default());
-    store.state().status.alarms = vec![Alarm::NoSpace(12), Alarm::Corrupt(12)];
     let channel = connect(store, Options::default()).await;
     let mut maintenance = MaintenanceClient::new(channel.clone());
     let status = maintenance
@@ -377,29 +374,6 @@ async fn status_members_alarms_and_auth_are_told() {
         (12, 20, 19, 13)
     );
     assert_eq!(status.downgrade_info, Some(DowngradeInfo::default()));
-
-    let mut alarms = async |action: i32, alarm: i32| {
-        let request = AlarmRequest {
-            action,
-            member_id: 0,
-            alarm,
-        };
-        let reply = maintenance.alarm(request).await?.into_inner();
-        Ok::<_, Status>(reply.alarms.into_iter().map(|alarm| alarm.alarm).collect::<Vec<_>>())
-    };
-    assert_eq!(alarms(0, 0).await.expect("lists"), [1, 2]);
-    assert_eq!(alarms(0, 2).await.expect("lists"), [2]);
-    let text = "metastore: changing alarms with Maintenance.Alarm is not available in this release";
-    assert_status(alarms(2, 1).await, Code::Unimplemented, text);
-
-    let mut cluster = ClusterClient::new(channel.clone());
-    let members = cluster
-        .member_list(MemberListRequest { linearizable: true })
-        .await
-        .expect("lists")
-        .into_inner();
-    assert_eq!(members.header.expect("has one").revision, 0);
-    assert_eq!(members.members[0].name, "fake");
 
     let mut auth = AuthClient::new(channel.clone());
     let status = auth

@@ -1,9 +1,12 @@
 //! The front ends over a store in memory, as their clients see them.
 
 mod call;
+mod cluster;
 mod fake;
 mod http;
 mod kv;
+mod learner;
+mod maintenance;
 mod watch;
 mod wire;
 

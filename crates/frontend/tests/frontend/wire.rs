@@ -81,7 +81,8 @@ fn messages_of_api_are_etcds() {
         "etcdserverpb": ResponseHeader RangeRequest RangeResponse PutRequest PutResponse DeleteRangeRequest
             DeleteRangeResponse RequestOp ResponseOp Compare TxnRequest TxnResponse CompactionRequest
             CompactionResponse LeaseGrantRequest LeaseGrantResponse LeaseRevokeRequest LeaseRevokeResponse
-            LeaseKeepAliveResponse LeaseTimeToLiveResponse LeaseStatus LeaseLeasesResponse Member;
+            LeaseKeepAliveResponse LeaseTimeToLiveResponse LeaseStatus LeaseLeasesResponse Member AlarmRequest
+            AlarmMember AlarmResponse;
     }
 }
 
@@ -102,6 +103,8 @@ fn enumerations_of_api_are_etcds() {
     check!("mvccpb.Event.EventType", EventType: Put Delete);
     check!("etcdserverpb.RangeRequest.SortOrder", SortOrder: None Ascend Descend);
     check!("etcdserverpb.RangeRequest.SortTarget", SortTarget: Key Version Create Mod Value);
+    check!("etcdserverpb.AlarmRequest.AlarmAction", AlarmAction: Get Activate Deactivate);
+    check!("etcdserverpb.AlarmType", AlarmType: None Nospace Corrupt);
     check!("etcdserverpb.Compare.CompareResult", CompareResult: Equal Greater Less NotEqual);
     check!("etcdserverpb.Compare.CompareTarget", CompareTarget: Version Create Mod Value Lease);
 }

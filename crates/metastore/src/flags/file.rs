@@ -38,6 +38,10 @@ fn keys(settings: &mut Settings, outer: &str, map: &serde_norway::Mapping) -> Re
             && is_map(&path)
         {
             keys(settings, &format!("{path}."), inner)?;
+        } else if path == "client-transport-security.allowed-cn" {
+            let text = text_of(Kind::List, value).map_err(|error| format!("{path} {error}"))?;
+            let names = text.iter().flat_map(|text| text.split(',')).map(str::trim);
+            settings.client_allowed_cn = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
         } else if let Some(flag) = flag_of(&path) {
             if let Some(text) = text_of(flag.kind, value).map_err(|error| format!("{path} {error}"))? {
                 let parsed = flag
@@ -75,8 +79,7 @@ fn flag_of(path: &str) -> Option<&'static Flag> {
     let name = match path.split_once('.') {
         None if NOT_IN_FILE.contains(&path) => return None,
         None => path.to_owned(),
-        // There is no flag for the common names of clients; what matters is that the setting is not lost.
-        Some(("client-transport-security", "allowed-cn" | "allowed-hostname")) => "client-cert-allowed-hostname".into(),
+        Some(("client-transport-security", "allowed-hostname")) => "client-cert-allowed-hostname".into(),
         Some(("client-transport-security", key)) => key.to_owned(),
         Some(("peer-transport-security", "allowed-cn")) => "peer-cert-allowed-cn".into(),
         Some(("peer-transport-security", "allowed-hostname")) => "peer-cert-allowed-hostname".into(),
@@ -144,7 +147,7 @@ mod tests {
     #[test]
     fn transport_security_becomes_flags() {
         let settings = parse(
-            "client-transport-security: {cert-file: c, client-cert-auth: true, key-file: }\n\
+            "client-transport-security: {cert-file: c, client-cert-auth: true, key-file: , allowed-cn: [x, y]}\n\
              peer-transport-security: {cert-file: p, allowed-cn: [a, b]}\n\
              discovery-config: {token: t, client: {endpoints: [e]}}\n",
         )
@@ -155,6 +158,7 @@ mod tests {
         );
         assert!(settings.boolean("client-cert-auth"));
         assert_eq!(settings.list("peer-cert-allowed-cn"), ["a", "b"]);
+        assert_eq!(settings.client_allowed_cn, ["x", "y"]);
         assert_eq!(
             (
                 settings.text("discovery-token"),

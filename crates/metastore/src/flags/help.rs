@@ -36,6 +36,7 @@ pub fn help() -> String {
          Usage:\n\
          \x20 metastore [flags]    Start a node. Without flags: one member, data in ./default.metastore,\n\
          \x20                      clients at http://localhost:2379.\n\
+         \x20 metastore bench      Put load on a store that speaks the etcd API; see metastore bench --help.\n\
          \x20 metastore help       Show this text (also -h, --help).\n\
          \x20 metastore version    Show the version (also --version).\n\
          \n\

@@ -114,6 +114,8 @@ impl Setup {
             .arg(&self.data_dir)
             .arg(format!("--listen-client-urls={}", self.url()))
             .arg(format!("--advertise-client-urls={}", self.url()))
+            // Nobody connects there; the port that is free is as good as any other.
+            .arg("--listen-peer-urls=http://127.0.0.1:0")
             .arg(format!("--storage={}", self.storage.name()))
             .args(&self.args)
             .stdin(Stdio::null())

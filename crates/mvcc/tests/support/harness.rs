@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::codec::Action;
+use api::codec::{Action, MemberChange, MemberChangeKind, Operation, encode_operation};
 use api::kv::*;
 use api::store::{ScanRequest, WatchCreate, WatchError, WatchOutput, WatchStream};
 use api::{Error, RequestId, Revision};
 use bytes::Bytes;
 use metastore_mvcc::keys::{self, Position, RecordRef};
 use metastore_mvcc::machine::{Command, Counts};
-use metastore_mvcc::{Committed, CompactionProgress, Failure, LeaseChange, Machine, Options, Outcome, Stream};
+use metastore_mvcc::{
+    Committed, CompactionProgress, Failure, LeaseChange, Machine, Membership, Options, Outcome, Stream,
+};
 use storage::{Cursor, Engine, KeyRange, View};
 
 use super::model::{Model, Seen};
@@ -52,7 +54,8 @@ pub struct Harness<E: TestEngine> {
     entries: Vec<Committed>,
     index: u64,
     term: u64,
-    conf_state: Bytes,
+    membership: Membership,
+    member_changes: Vec<(u64, bool)>,
     expected: Vec<(RequestId, Result<Outcome, Error>)>,
     counts: Counts,
     streams: Vec<TestStream<E>>,
@@ -86,7 +89,8 @@ impl<E: TestEngine> Harness<E> {
             entries: Vec::new(),
             index: 0,
             term: 1,
-            conf_state: Bytes::new(),
+            membership: Membership::default(),
+            member_changes: Vec::new(),
             expected: Vec::new(),
             counts: Counts::default(),
             streams: Vec::new(),
@@ -122,11 +126,11 @@ impl<E: TestEngine> Harness<E> {
         self.machine = None;
         self.open();
         let (index, term) = (self.index, self.term);
-        let conf_state = self.conf_state.clone();
+        let membership = self.membership.clone();
         let machine = self.machine();
         assert_eq!(machine.applied().0, index, "it resumes where it was");
         assert!(machine.applied().1 <= term);
-        assert_eq!(*machine.conf_state(), conf_state);
+        assert_eq!(**machine.membership(), membership);
         let mut leases: Vec<LeaseChange> = machine.leases().collect();
         leases.sort_by_key(|change| match *change {
             LeaseChange::Granted { id, .. } | LeaseChange::Revoked { id } => id,
@@ -164,14 +168,30 @@ impl<E: TestEngine> Harness<E> {
     }
 
     /// A log entry that is no operation: a new leader's first one, or a change of the configuration.
-    pub fn propose_other(&mut self, conf_state: Option<Bytes>) {
+    pub fn propose_other(&mut self, change: Option<(MemberChangeKind, u64)>) {
         self.end_entry();
         self.index += 1;
         self.term += 1;
-        let command = match conf_state {
-            Some(conf_state) => {
-                self.conf_state = conf_state.clone();
-                Command::ConfState(conf_state)
+        let command = match change {
+            Some((kind, member_id)) => {
+                let id = self.next_request;
+                self.next_request += 1;
+                let result = self.change_members(kind, member_id);
+                let member = Member {
+                    id: member_id,
+                    peer_urls: vec![format!("http://{member_id}")],
+                    is_learner: member_id.is_multiple_of(2),
+                    ..Default::default()
+                };
+                let change = MemberChange {
+                    kind: kind.into(),
+                    member: Some(member),
+                };
+                self.member_changes.push((self.index, result.is_ok()));
+                let result = result.map(|()| Outcome::Members(Arc::new(self.membership.clone())));
+                self.expected.push((id, result));
+                let operation = Operation::new(id, Action::MemberChange(change));
+                Command::MemberChange(encode_operation(&operation))
             }
             None => Command::Operations(Bytes::new()),
         };
@@ -180,6 +200,37 @@ impl<E: TestEngine> Harness<E> {
             term: self.term,
             command,
         });
+    }
+
+    fn change_members(&mut self, kind: MemberChangeKind, id: u64) -> Result<(), Error> {
+        let Membership { members, removed } = &mut self.membership;
+        let at = members.iter().position(|member| member.id == id);
+        let voters = members.iter().filter(|member| !member.is_learner).count();
+        match (kind, at) {
+            _ if removed.contains(&id) => return Err(Error::MemberNotFound),
+            (MemberChangeKind::Add, Some(_)) => return Err(Error::MemberExists),
+            (MemberChangeKind::Add, None) => {
+                members.push(Member {
+                    id,
+                    peer_urls: vec![format!("http://{id}")],
+                    is_learner: id.is_multiple_of(2),
+                    ..Default::default()
+                });
+                members.sort_by_key(|member| member.id);
+            }
+            (_, None) => return Err(Error::MemberNotFound),
+            (MemberChangeKind::Promote, Some(at)) if !members[at].is_learner => return Err(Error::MemberNotLearner),
+            (MemberChangeKind::Promote, Some(at)) => members[at].is_learner = false,
+            (MemberChangeKind::Remove, Some(at)) if !members[at].is_learner && voters == 1 => {
+                return Err(Error::NotEnoughStarted);
+            }
+            (MemberChangeKind::Remove, Some(at)) => {
+                members.remove(at);
+                removed.push(id);
+                removed.sort_unstable();
+            }
+        }
+        Ok(())
     }
 
     /// Applies all that is proposed, and compares the outcome.
@@ -197,6 +248,9 @@ impl<E: TestEngine> Harness<E> {
             assert_eq!(reply, expected, "a reply");
         }
         assert_eq!(replies.len(), expected.len(), "one reply for each operation");
+        assert_eq!(applied.member_changes, std::mem::take(&mut self.member_changes));
+        let digests: Vec<_> = applied.digests.iter().map(|digest| digest.index).collect();
+        assert_eq!(digests, entries.iter().map(|entry| entry.index).collect::<Vec<_>>());
         assert_eq!(applied.lease_changes, std::mem::take(&mut self.model.lease_changes));
         let before = self.published.rev;
         let new = self.model.history.iter().filter(|change| change.rev > before);

@@ -340,6 +340,7 @@ impl Model {
                 }
                 Ok(Outcome::LeaseCheckpoint)
             }
+            other => unreachable!("the model is not asked for {other:?}"),
         }
     }
 

@@ -48,8 +48,10 @@ fn an_identity_is_kept() {
         assert_eq!(dir.identity(), None);
         dir.initialize(identity(storage)).unwrap();
         assert_eq!(dir.identity(), Some(&identity(storage)));
-        assert!(dir.raft_dir().is_dir() && dir.engine_dir().is_dir());
-        assert_eq!(dir.engine_dir(), path.join(storage.to_string()));
+        let engine = dir.engine_dir().unwrap();
+        assert!(dir.raft_dir().is_dir() && engine.path.is_dir());
+        assert_eq!(engine.path, path.join(storage.to_string()));
+        assert_eq!(engine.snapshot, None);
         drop(dir);
         let mut dir = DataDir::open(&path, None, storage).unwrap();
         assert_eq!(dir.identity(), Some(&identity(storage)));
@@ -232,4 +234,34 @@ fn a_directory_without_rights_is_refused() {
         matches!(error, DataDirError::NoAccess { action: "write to", .. }),
         "{error}"
     );
+}
+
+#[test]
+fn engines_replace_each_other_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let mut dir = DataDir::open(root.path(), None, StorageKind::Memory).unwrap();
+    dir.initialize(identity(StorageKind::Memory)).unwrap();
+    let first = dir.engine_dir().unwrap().path;
+
+    let interrupted = dir.stage_engine().unwrap();
+    let staged = dir.stage_engine().unwrap();
+    assert_ne!(interrupted, staged);
+    assert_eq!(dir.engine_dir().unwrap().path, first, "staging changes nothing");
+
+    dir.switch_engine(&staged, 17, 3).unwrap();
+    let used = dir.engine_dir().unwrap();
+    assert_eq!((&used.path, used.snapshot), (&staged, Some((17, 3))));
+    dir.remove_unused_engines().unwrap();
+    assert!(staged.is_dir() && !first.exists() && !interrupted.exists());
+
+    let next = dir.stage_engine().unwrap();
+    assert_ne!(next, staged);
+    drop(dir);
+    let dir = DataDir::open(root.path(), None, StorageKind::Memory).unwrap();
+    assert_eq!(dir.engine_dir().unwrap(), used);
+
+    let pointer = root.path().join("ENGINE");
+    let text = fs::read_to_string(&pointer).unwrap();
+    fs::write(&pointer, text.replace("17", "18")).unwrap();
+    assert!(matches!(dir.engine_dir(), Err(DataDirError::DamagedPointer { .. })));
 }

@@ -1,0 +1,354 @@
+//! How a member begins: with a new cluster, in an existing one, or where it left off.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::codec::{Action, MemberChange, MemberChangeKind, Operation, encode_operation};
+use api::kv::Member;
+use api::limits::METASTORE_VERSION;
+use api::{MemberId, RaftIndex};
+use mvcc::keys::FAMILIES;
+use mvcc::{Machine, Membership};
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, HardState};
+use storage::{AnyEngine, DataDir, Engine, Identity, RaftLog, StorageKind};
+
+use crate::calls::{Answer, Ask, Empty, decode_answer};
+use crate::identity;
+use crate::node::EnginePlace;
+use crate::peer::{self, PeerUrl};
+use crate::serve::{EngineConfig, ServeError, ServerConfig};
+
+/// How long one peer may take to say who belongs to the cluster.
+const ASK_TIMEOUT: Duration = Duration::from_millis(700);
+/// How often all peers are asked before a member gives up joining.
+const ASK_ROUNDS: usize = 10;
+/// The term of a cluster's first entries.
+const FIRST_TERM: u64 = 1;
+
+/// Who this member is, and what it knows before its own log says more.
+pub(crate) struct Beginning {
+    pub(crate) identity: Identity,
+    /// The members that the log begins with; empty unless the cluster is new.
+    pub(crate) founders: Vec<Member>,
+    /// The members of the cluster that it joins.
+    pub(crate) known: Vec<Member>,
+    /// Whether it starts for the first time.
+    pub(crate) is_first: bool,
+}
+
+/// Finds out who this member is.
+///
+/// # Errors
+/// [`ServeError::Bootstrap`] with what is wrong and what to do.
+pub(crate) async fn begin(
+    config: &ServerConfig,
+    storage: StorageKind,
+    identity: Option<&Identity>,
+    settings: &peer::Settings,
+    tls: &peer::Tls,
+) -> Result<Beginning, ServeError> {
+    // As in etcd, what is on disk says who this member is; the flags only say so at its first start.
+    if let Some(identity) = identity {
+        let (founders, cluster_id) = founders(config);
+        // A crash may have come between the identity and the log's first entries.
+        let founds = !config.join && cluster_id == identity.cluster_id;
+        return Ok(Beginning {
+            identity: identity.clone(),
+            founders: if founds { founders } else { Vec::new() },
+            known: Vec::new(),
+            is_first: false,
+        });
+    }
+    let others = || config.initial_members.iter().filter(|(name, _)| **name != config.name);
+    let urls: Vec<PeerUrl> = others()
+        .flat_map(|(_, urls)| urls)
+        .filter_map(|url| url.parse().ok())
+        .collect();
+    let identity = |cluster_id, member_id| Identity {
+        cluster_id,
+        member_id,
+        storage,
+        created_by: format!("metastore {METASTORE_VERSION}"),
+    };
+    if config.join {
+        let (cluster_id, known) = ask_for_members(&urls, settings, tls).await?;
+        let member_id = find_self(config, &known)?;
+        return Ok(Beginning {
+            identity: identity(cluster_id, member_id),
+            founders: Vec::new(),
+            known,
+            is_first: true,
+        });
+    }
+    let (founders, cluster_id) = founders(config);
+    let member_id = identity::member_id(&config.initial_members[&config.name], &config.cluster_token);
+    // A member whose data was lost must not begin anew under the same id: what it voted for is forgotten.
+    let answers = futures::future::join_all(urls.iter().map(|url| ask_one(url, settings, tls))).await;
+    for (of_cluster, members) in answers.into_iter().flatten() {
+        let known = members.iter().find(|member| member.id == member_id);
+        if of_cluster == cluster_id && known.is_some_and(|member| !member.client_urls.is_empty()) {
+            return Err(ServeError::Bootstrap(format!(
+                "member {member_id:x} has already been bootstrapped; remove it from the cluster, add it again and start it with --initial-cluster-state=existing"
+            )));
+        }
+    }
+    Ok(Beginning {
+        identity: identity(cluster_id, member_id),
+        founders,
+        known: Vec::new(),
+        is_first: true,
+    })
+}
+
+/// The members that a new cluster begins with, in order of their ids, and the cluster's id.
+fn founders(config: &ServerConfig) -> (Vec<Member>, u64) {
+    let mut members: Vec<Member> = config
+        .initial_members
+        .iter()
+        .map(|(name, urls)| Member {
+            id: identity::member_id(urls, &config.cluster_token),
+            name: name.clone(),
+            peer_urls: urls.clone(),
+            ..Default::default()
+        })
+        .collect();
+    members.sort_by_key(|member| member.id);
+    let ids: Vec<MemberId> = members.iter().map(|member| member.id).collect();
+    (members, identity::cluster_id(&ids))
+}
+
+async fn ask_one(url: &PeerUrl, settings: &peer::Settings, tls: &peer::Tls) -> Option<(u64, Vec<Member>)> {
+    let ask = Ask::Members(Empty {}).into_bytes();
+    let answer = peer::call_url(settings, tls, url, 0, METASTORE_VERSION, ask, ASK_TIMEOUT).await;
+    match answer.map(decode_answer) {
+        Ok(Ok(Answer::Members(members))) => Some((members.cluster_id, members.members)),
+        _ => None,
+    }
+}
+
+/// Asks one peer after the other who belongs to the cluster.
+async fn ask_for_members(
+    urls: &[PeerUrl],
+    settings: &peer::Settings,
+    tls: &peer::Tls,
+) -> Result<(u64, Vec<Member>), ServeError> {
+    for _ in 0..ASK_ROUNDS {
+        for url in urls {
+            // One that has only just joined itself knows nobody yet.
+            if let Some((cluster_id, members)) = ask_one(url, settings, tls).await
+                && !members.is_empty()
+            {
+                return Ok((cluster_id, members));
+            }
+        }
+        tokio::time::sleep(ASK_TIMEOUT / 2).await;
+    }
+    Err(ServeError::Bootstrap(
+        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs; check --initial-cluster, and that the cluster is up".to_owned(),
+    ))
+}
+
+/// Which of the cluster's members this one is: the one with its peer URLs.
+fn find_self(config: &ServerConfig, known: &[Member]) -> Result<MemberId, ServeError> {
+    let refuse = |cause: String| {
+        Err(ServeError::Bootstrap(format!(
+            "error validating peerURLs: {cause}; --initial-cluster must name every member of the cluster, this one included, as `member add` printed it"
+        )))
+    };
+    if known.len() != config.initial_members.len() {
+        return refuse(format!(
+            "member count is unequal ({} in the cluster, {} in --initial-cluster)",
+            known.len(),
+            config.initial_members.len()
+        ));
+    }
+    let sorted = |urls: &[String]| {
+        let mut urls = urls.to_vec();
+        urls.sort();
+        urls
+    };
+    for urls in config.initial_members.values() {
+        if !known.iter().any(|member| sorted(&member.peer_urls) == sorted(urls)) {
+            return refuse(format!("unmatched member while checking PeerURLs {urls:?}"));
+        }
+    }
+    let own = sorted(&config.initial_members[&config.name]);
+    let found = known.iter().find(|member| sorted(&member.peer_urls) == own);
+    Ok(found.expect("every member was matched").id)
+}
+
+fn change_entry(index: RaftIndex, term: u64, change: &MemberChange) -> Entry {
+    let kind = match change.kind() {
+        MemberChangeKind::Remove => ConfChangeType::RemoveNode,
+        MemberChangeKind::Add | MemberChangeKind::Promote => ConfChangeType::AddNode,
+    };
+    let operation = Operation::new(0, Action::MemberChange(change.clone()));
+    let mut conf_change = ConfChange {
+        node_id: change.member_id(),
+        context: encode_operation(&operation),
+        ..Default::default()
+    };
+    conf_change.set_change_type(kind);
+    let mut entry = Entry {
+        index,
+        term,
+        data: conf_change.write_to_bytes().expect("a Vec grows").into(),
+        ..Default::default()
+    };
+    entry.set_entry_type(EntryType::EntryConfChange);
+    entry
+}
+
+/// Begins the log of a new cluster, the same on all its first members: one committed entry for each of them.
+pub(crate) fn found(log: &impl RaftLog, founders: &[Member]) -> Result<(), ServeError> {
+    if log.last_index() > 0 || founders.is_empty() {
+        return Ok(());
+    }
+    let entries: Vec<Entry> = founders
+        .iter()
+        .zip(1..)
+        .map(|(member, index)| {
+            let change = MemberChange {
+                kind: MemberChangeKind::Add.into(),
+                member: Some(member.clone()),
+            };
+            change_entry(index, FIRST_TERM, &change)
+        })
+        .collect();
+    let hard_state = HardState {
+        term: FIRST_TERM,
+        commit: entries.len() as u64,
+        ..Default::default()
+    };
+    log.append(&entries, Some(&hard_state), true)?;
+    Ok(())
+}
+
+/// Finishes what a crash interrupted when a snapshot was put in use: the log begins right after it.
+pub(crate) fn finish_install(log: &impl RaftLog, engine: &AnyEngine, snapshot: (u64, u64)) -> Result<(), ServeError> {
+    let (index, term) = snapshot;
+    let (applied, _, _) = Machine::<AnyEngine>::state_in(&engine.view())?;
+    let fits = log.first_index() <= index + 1 && log.last_index() >= index && log.term(index).is_ok_and(|t| t == term);
+    if applied != index || fits {
+        return Ok(());
+    }
+    let mut hard_state = log.hard_state()?;
+    if hard_state.term < term {
+        (hard_state.term, hard_state.vote) = (term, 0);
+    }
+    hard_state.commit = index;
+    log.reset(index, term, &hard_state)?;
+    tracing::info!(snapshot_index = index, "finished an interrupted snapshot");
+    Ok(())
+}
+
+/// Makes this member the only one of its cluster (`--force-new-cluster`): everything in its log counts as committed, and
+/// then all others are removed.
+pub(crate) fn force_new_cluster(log: &impl RaftLog, engine: &AnyEngine, id: MemberId) -> Result<(), ServeError> {
+    let (applied, applied_term, mut membership) = Machine::<AnyEngine>::state_in(&engine.view())?;
+    let hard_state = log.hard_state()?;
+    let last = log.last_index();
+    if last > applied {
+        for entry in log.entries(applied + 1, last + 1, u64::MAX)? {
+            if entry.get_entry_type() == EntryType::EntryConfChange {
+                follow(&mut membership, &entry)?;
+            }
+        }
+    }
+    let term = hard_state.term.max(applied_term);
+    let mut changes = Vec::new();
+    let mut change = |kind: MemberChangeKind, member: &Member| {
+        changes.push(MemberChange {
+            kind: kind.into(),
+            member: Some(member.clone()),
+        });
+    };
+    match membership.get(id) {
+        Some(member) if member.is_learner => change(MemberChangeKind::Promote, member),
+        Some(_) => {}
+        None => {
+            return Err(ServeError::Bootstrap(format!(
+                "--force-new-cluster: member {id:x} does not belong to the cluster in its data directory"
+            )));
+        }
+    }
+    for member in membership.members.iter().filter(|member| member.id != id) {
+        change(MemberChangeKind::Remove, member);
+    }
+    let entries: Vec<Entry> = changes
+        .iter()
+        .zip(last + 1..)
+        .map(|(change, index)| change_entry(index, term, change))
+        .collect();
+    let hard_state = HardState {
+        term,
+        vote: if term == hard_state.term { hard_state.vote } else { 0 },
+        commit: last + entries.len() as u64,
+        ..Default::default()
+    };
+    log.append(&entries, Some(&hard_state), true)?;
+    tracing::warn!(
+        removed = membership.members.len() - 1,
+        "forced a new cluster of this member alone; remove --force-new-cluster before the next start"
+    );
+    Ok(())
+}
+
+/// Notes a change of members that is in the log and not applied yet.
+fn follow(membership: &mut Membership, entry: &Entry) -> Result<(), ServeError> {
+    let damaged = |cause: String| ServeError::Bootstrap(format!("log entry {} cannot be read: {cause}", entry.index));
+    let change = ConfChange::parse_from_bytes(&entry.data).map_err(|error| damaged(error.to_string()))?;
+    let operations = api::codec::decode_entry(&change.context).map_err(|error| damaged(error.to_string()))?;
+    for operation in operations {
+        if let Some(Action::MemberChange(change)) = operation.action {
+            // One that is refused here is refused when it is applied as well.
+            let _ = membership.change(&change);
+        }
+    }
+    Ok(())
+}
+
+/// Where this member's engines live.
+pub(crate) struct Place {
+    pub(crate) data_dir: Arc<DataDir>,
+    pub(crate) engine: EngineConfig,
+}
+
+impl Place {
+    pub(crate) fn open(&self, dir: &Path) -> Result<AnyEngine, storage::EngineError> {
+        match &self.engine {
+            EngineConfig::Rocks(options) => AnyEngine::open_rocks(dir, FAMILIES, options),
+            EngineConfig::Memory => AnyEngine::open_memory(dir, FAMILIES),
+        }
+    }
+}
+
+impl EnginePlace<AnyEngine> for Place {
+    fn stage(&self) -> Result<(AnyEngine, PathBuf), String> {
+        let dir = self.data_dir.stage_engine().map_err(|error| error.to_string())?;
+        let engine = self.open(&dir).map_err(|error| error.to_string())?;
+        Ok((engine, dir))
+    }
+
+    fn switch(&self, dir: &Path, index: RaftIndex, term: u64) -> Result<(), String> {
+        self.data_dir
+            .switch_engine(dir, index, term)
+            .map_err(|error| error.to_string())
+    }
+
+    fn remove(&self, dir: &Path) {
+        if let Err(error) = std::fs::remove_dir_all(dir) {
+            tracing::warn!(dir = %dir.display(), %error, "files that are of no more use were not removed; the next start does it");
+        }
+    }
+
+    fn used(&self) -> PathBuf {
+        self.data_dir.engine_dir().map(|engine| engine.path).unwrap_or_default()
+    }
+}
+
+/// What the flags say about who founds a cluster, by name.
+pub type InitialMembers = BTreeMap<String, Vec<String>>;

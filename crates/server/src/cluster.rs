@@ -1,0 +1,519 @@
+//! A member among its peers: what comes in from them, and what members ask each other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use api::codec::{MemberChange, MemberChangeKind};
+use api::kv::Member;
+use api::{Error, LeaseId, MemberId};
+use bytes::Bytes;
+use mvcc::Membership;
+use parking_lot::Mutex;
+use prost::Message as _;
+use raft::eraftpb::Message;
+use replica::{Input, PeerMessage};
+use storage::{Engine, RaftLog};
+
+use crate::calls::{Answer, Ask, DigestAt, Digests, LeaseTime, Members, Request, decode_answer, encode_answer};
+use crate::node::{Node, Shared};
+use crate::peer::{
+    BoxFuture, CallError, Caller, Handler, Introduction, Peer, PeerUrl, Refusal, RefuseReason, SnapshotFault,
+    SnapshotHeader, SnapshotSink, SnapshotSummary, Transport,
+};
+use crate::snapshot::Building;
+use crate::store::NodeStore;
+
+/// Inputs that may wait for the replica before nothing more is read from the peers.
+const INPUTS_MAX: usize = 20_000;
+/// How long a whole snapshot may take to be put in use.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a peer must have been connected to count as healthy (etcd's `HealthInterval`).
+const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+/// How long to wait before a question is asked again.
+const ASK_PAUSE: Duration = Duration::from_millis(50);
+/// A learner becomes a voter once it has this share of the leader's log, in percent (etcd).
+const LEARNER_READY_PERCENT: u64 = 90;
+
+/// What the transport hands on.
+pub(crate) struct PeerHandler<E: Engine> {
+    shared: Arc<Shared<E>>,
+    store: NodeStore<E>,
+    /// Peers that are not among the members that this member knows of, and what they say where they are reached: those
+    /// that a joiner was told of, and those that joined while this member was away.
+    strangers: Mutex<BTreeMap<MemberId, Vec<String>>>,
+    /// Whether a snapshot is coming in: one at a time.
+    receiving: Arc<AtomicBool>,
+}
+
+/// Ends with the snapshot that comes in.
+struct Receiving(Arc<AtomicBool>);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+impl<E: Engine> PeerHandler<E> {
+    pub(crate) fn new(store: NodeStore<E>, known: &[Member]) -> Self {
+        let known = known.iter().map(|member| (member.id, member.peer_urls.clone()));
+        PeerHandler {
+            shared: store.shared().clone(),
+            store,
+            strangers: Mutex::new(known.collect()),
+            receiving: Arc::default(),
+        }
+    }
+
+    /// Everyone that this member should be connected to.
+    pub(crate) fn peers(&self) -> Vec<Peer> {
+        let membership = self.shared.membership.borrow().clone();
+        let mut urls: BTreeMap<MemberId, Vec<String>> = self.strangers.lock().clone();
+        for member in &membership.members {
+            urls.insert(member.id, member.peer_urls.clone());
+        }
+        urls.retain(|&id, _| id != self.shared.member_id() && !membership.is_removed(id));
+        let parse = |urls: Vec<String>| urls.iter().filter_map(|url| url.parse::<PeerUrl>().ok()).collect();
+        urls.into_iter()
+            .map(|(id, urls)| Peer { id, urls: parse(urls) })
+            .collect()
+    }
+}
+
+impl<E: Engine> Handler for PeerHandler<E> {
+    fn admit(&self, who: &Introduction) -> Result<(), Refusal> {
+        let membership = self.shared.membership.borrow().clone();
+        if membership.is_removed(who.from) {
+            let text = "the member has been permanently removed from the cluster";
+            return Err(Refusal::new(RefuseReason::Removed, text));
+        }
+        // One that is not known may have joined while this member was away: it knows the cluster's id, and what it
+        // sends is believed by Raft alone.
+        let is_stranger = who.from != 0 && membership.get(who.from).is_none();
+        if is_stranger && !who.peer_urls.is_empty() {
+            let known = self.strangers.lock().insert(who.from, who.peer_urls.clone());
+            if known.as_ref() != Some(&who.peer_urls)
+                && let Some((_, transport)) = self.shared.transport.get()
+            {
+                transport.set_peers(self.peers());
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&self, from: MemberId, messages: Vec<Bytes>) -> BoxFuture<'_, ()> {
+        for message in messages {
+            match PeerMessage::decode(message) {
+                Ok(message) => self.shared.inputs.push(Input::Receive(from, message)),
+                Err(error) => {
+                    tracing::warn!(from = format!("{from:x}"), %error, "a peer's message was dropped");
+                }
+            }
+        }
+        Box::pin(async {
+            while self.shared.inputs.len() > INPUTS_MAX && !self.shared.stopping() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+    }
+
+    fn call(&self, _from: Caller, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            let asked = Request::decode(request).ok().and_then(|request| request.ask);
+            let answer = match asked {
+                Some(ask) => self.store.answer(ask).await,
+                // What a later release asks.
+                None => Err(Error::NotCapable),
+            };
+            encode_answer(answer)
+        })
+    }
+
+    fn open_snapshot(&self, from: MemberId, header: &SnapshotHeader) -> Result<Box<dyn SnapshotSink>, Refusal> {
+        let message = match PeerMessage::decode(header.meta.clone()) {
+            Ok(PeerMessage::Raft(message)) => message,
+            _ => {
+                return Err(Refusal::new(
+                    RefuseReason::Incompatible,
+                    "the snapshot has no Raft message",
+                ));
+            }
+        };
+        if self.receiving.swap(true, Ordering::AcqRel) {
+            return Err(Refusal::new(RefuseReason::Busy, "another snapshot is coming in"));
+        }
+        let receiving = Receiving(self.receiving.clone());
+        let failed = |error: String| Refusal::new(RefuseReason::Failed, error);
+        let (engine, dir) = self.shared.place.stage().map_err(failed)?;
+        let metadata = message.get_snapshot().get_metadata();
+        tracing::info!(
+            from = format!("{from:x}"),
+            snapshot_index = metadata.index,
+            "receiving database snapshot"
+        );
+        Ok(Box::new(Sink {
+            shared: self.shared.clone(),
+            building: Some(Building::new(engine, dir.clone())),
+            dir,
+            message,
+            _receiving: receiving,
+        }))
+    }
+
+    fn unreachable(&self, to: MemberId) {
+        self.shared.inputs.push(Input::Unreachable(to));
+    }
+
+    fn refused(&self, peer: MemberId, refusal: &Refusal) {
+        if refusal.reason == RefuseReason::Removed {
+            tracing::warn!(peer = format!("{peer:x}"), "a peer says that this member was removed");
+            self.shared.note_removed();
+        }
+    }
+}
+
+/// Builds an engine from a peer's snapshot.
+struct Sink<E: Engine> {
+    shared: Arc<Shared<E>>,
+    /// `None` once it is finished.
+    building: Option<Building<E>>,
+    dir: std::path::PathBuf,
+    message: Box<Message>,
+    _receiving: Receiving,
+}
+
+impl<E: Engine> SnapshotSink for Sink<E> {
+    fn resume_token(&self) -> Bytes {
+        self.building.as_ref().map(Building::resume_token).unwrap_or_default()
+    }
+
+    fn write(&mut self, chunk: Bytes) -> Result<(), SnapshotFault> {
+        self.building.as_mut().expect("it is not finished").write(chunk)
+    }
+
+    fn finish(mut self: Box<Self>, _: &SnapshotSummary) -> Result<(), SnapshotFault> {
+        let metadata = self.message.get_snapshot().get_metadata();
+        let (index, term) = (metadata.index, metadata.term);
+        let building = self.building.take().expect("it is not finished");
+        let staged = match building.finish(index, term) {
+            Ok(staged) => staged,
+            Err(fault) => {
+                self.shared.place.remove(&self.dir);
+                return Err(fault);
+            }
+        };
+        let (waiter, done) = sync_channel(1);
+        *self.shared.staged.lock() = Some((staged, waiter));
+        self.shared.inputs.push(Input::ReceiveSnapshot(self.message.clone()));
+        let begun = Instant::now();
+        while begun.elapsed() < INSTALL_TIMEOUT && !self.shared.stopping() {
+            match done.recv_timeout(Duration::from_millis(100)) {
+                // One that is not needed any more did what it could.
+                Ok(_) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err("the snapshot was not installed".into()),
+            }
+        }
+        Err("the snapshot was not installed in time".into())
+    }
+}
+
+impl<E: Engine> Drop for Sink<E> {
+    fn drop(&mut self) {
+        if let Some(building) = self.building.take() {
+            drop(building);
+            self.shared.place.remove(&self.dir);
+        }
+    }
+}
+
+impl<E: Engine, L: RaftLog> Node<E, L> {
+    /// Connects this member with its peers. `known` are the members that it was told of before its own log says so.
+    pub(crate) fn connect(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        known: &[Member],
+        start: impl FnOnce(Arc<dyn Handler>) -> Transport,
+    ) {
+        let shared = self.shared().clone();
+        let handler = Arc::new(PeerHandler::new(self.store(), known));
+        let transport = start(handler.clone());
+        transport.set_peers(handler.peers());
+        assert!(
+            shared.transport.set((runtime.clone(), transport)).is_ok(),
+            "a node is connected once"
+        );
+        let mut changed = shared.membership.subscribe();
+        let follow = shared.clone();
+        runtime.spawn(async move {
+            loop {
+                if let Some((_, transport)) = follow.transport.get() {
+                    transport.set_peers(handler.peers());
+                }
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        runtime.spawn(crate::divergence::watch(shared));
+    }
+}
+
+impl<E: Engine> NodeStore<E> {
+    /// Asks the leader, whoever that is in the end, and as long as a request may take. What is asked must do no harm if
+    /// it is done twice, unless it certainly did not arrive.
+    pub(crate) async fn ask_leader(&self, ask: Ask) -> Result<Answer, Error> {
+        let shared = self.shared();
+        let deadline = Instant::now() + shared.config.limits.request_timeout;
+        let repeatable = !matches!(ask, Ask::ChangeMembers(_));
+        loop {
+            let leader = shared.leader.load(Ordering::Acquire);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(if leader == 0 {
+                    Error::TimeoutLeaderFail
+                } else {
+                    Error::Timeout
+                });
+            }
+            let answer = if leader == shared.member_id() {
+                // A member that leads but has not begun yet may take its time.
+                tokio::time::timeout(left, Box::pin(self.answer(ask.clone())))
+                    .await
+                    .unwrap_or(Err(Error::Timeout))
+            } else if let Some((_, transport)) = shared.transport.get().filter(|_| leader != 0) {
+                match transport.call(leader, ask.clone().into_bytes(), left).await {
+                    Ok(answer) => decode_answer(answer),
+                    Err(CallError::Unknown(_)) if !repeatable => Err(Error::Timeout),
+                    Err(_) => Err(Error::NotLeader),
+                }
+            } else {
+                Err(Error::NotLeader)
+            };
+            match answer {
+                // It leads no more, or not yet, or cannot be reached: there will be another one.
+                Err(Error::NotLeader | Error::NoLeader) => tokio::time::sleep(ASK_PAUSE.min(left)).await,
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Answers a question of a member.
+    pub(crate) async fn answer(&self, ask: Ask) -> Result<Answer, Error> {
+        let shared = self.shared();
+        match ask {
+            Ask::Members(_) => Ok(Answer::Members(Members {
+                cluster_id: shared.config.cluster_id,
+                members: shared.reader.membership().members.clone(),
+            })),
+            Ask::KeepAlive(lease) => Ok(Answer::Lease(self.keep_alive_here(lease.id).await?)),
+            Ask::TimeToLive(lease) => {
+                self.check_leading()?;
+                self.linearize().await?;
+                let now_ms = shared.now_ms();
+                let left = {
+                    let lessor = shared.lessor.lock();
+                    if !lessor.leads() {
+                        return Err(Error::NotLeader);
+                    }
+                    lessor.time_to_live(lease.id, now_ms)
+                };
+                let (granted, left) = left.unwrap_or((0, -1));
+                Ok(Answer::Lease(LeaseTime { granted, left }))
+            }
+            Ask::ChangeMembers(change) => {
+                let membership = self.change_members_here(change).await?;
+                Ok(Answer::Members(Members {
+                    cluster_id: shared.config.cluster_id,
+                    members: membership.members.clone(),
+                }))
+            }
+            Ask::Digests(_) => {
+                let digests = shared.digests.lock();
+                let digests = digests.iter().map(|digest| DigestAt {
+                    index: digest.index,
+                    revision: digest.revision,
+                    digest: digest.digest,
+                });
+                Ok(Answer::Digests(Digests {
+                    digests: digests.collect(),
+                }))
+            }
+        }
+    }
+
+    fn check_leading(&self) -> Result<(), Error> {
+        if self.shared().leader.load(Ordering::Acquire) == self.shared().member_id() {
+            Ok(())
+        } else {
+            Err(Error::NotLeader)
+        }
+    }
+
+    /// Lets a lease live on, as the leader. Leadership is confirmed after the time was given and before it is promised:
+    /// a leader that was replaced unnoticed must promise nothing, since the new one counts from its own beginning.
+    async fn keep_alive_here(&self, id: LeaseId) -> Result<LeaseTime, Error> {
+        let shared = self.shared();
+        let before = shared.standing();
+        if !before.has_begun {
+            return Err(Error::NotLeader);
+        }
+        let granted = loop {
+            {
+                let mut lessor = shared.lessor.lock();
+                let now_ms = shared.now_ms();
+                if !lessor.postpone_checkpoint(id, now_ms) {
+                    break lessor.keep_alive(id, now_ms);
+                }
+            }
+            self.take_checkpoint_back(id).await?;
+        };
+        self.linearize().await?;
+        let after = shared.standing();
+        if !after.has_begun || after.term != before.term {
+            return Err(Error::NotLeader);
+        }
+        Ok(match granted {
+            Some(granted) => LeaseTime { granted, left: granted },
+            None => LeaseTime { granted: 0, left: -1 },
+        })
+    }
+
+    /// Changes the members, as the leader.
+    async fn change_members_here(&self, mut change: MemberChange) -> Result<Arc<Membership>, Error> {
+        let shared = self.shared();
+        self.check_leading()?;
+        self.linearize().await?;
+        let membership = shared.reader.membership();
+        // As in etcd, whether the cluster can take a change comes before whether the change makes sense.
+        self.may_change(&change)?;
+        membership.check(&change)?;
+        let is_learner = change.member.as_ref().is_some_and(|member| member.is_learner);
+        match change.kind() {
+            MemberChangeKind::Add => {
+                if is_learner && membership.learners().count() >= shared.config.learners_max {
+                    return Err(Error::TooManyLearners);
+                }
+            }
+            MemberChangeKind::Promote => self.may_promote(&membership, change.member_id())?,
+            MemberChangeKind::Remove => {
+                if change.member_id() == shared.member_id() && membership.voters().count() > 1 {
+                    // A leader that removes itself and stops may leave the others with an entry that they do not know to
+                    // be committed. So another one leads first, and removes it.
+                    shared.inputs.push(Input::Transfer(0));
+                    return Err(Error::NotLeader);
+                }
+            }
+        }
+        if change.kind() != MemberChangeKind::Add {
+            let id = change.member_id();
+            change.member = Some(Member {
+                id,
+                ..Default::default()
+            });
+        }
+        self.propose_member_change(change).await
+    }
+
+    /// Whether this member sees a cluster that can bear the change: asked of the member that a client asks, so that the
+    /// answer does not wait for a quorum that may be gone, and again of the leader.
+    pub(crate) fn may_change(&self, change: &MemberChange) -> Result<(), Error> {
+        let membership = self.shared().reader.membership();
+        match change.kind() {
+            MemberChangeKind::Add => {
+                let is_learner = change.member.as_ref().is_some_and(|member| member.is_learner);
+                self.may_add(&membership, is_learner)
+            }
+            MemberChangeKind::Remove if membership.get(change.member_id()).is_some() => {
+                self.may_remove(&membership, change.member_id())
+            }
+            MemberChangeKind::Remove | MemberChangeKind::Promote => Ok(()),
+        }
+    }
+
+    /// Whether a voter is connected, and was for a while.
+    fn is_healthy(&self, id: MemberId) -> bool {
+        if id == self.shared().member_id() {
+            return true;
+        }
+        let active = self
+            .shared()
+            .transport
+            .get()
+            .and_then(|(_, transport)| transport.active(id));
+        active.is_some_and(|since| since.elapsed() >= HEALTHY_AFTER)
+    }
+
+    /// As etcd's `mayAddMember`.
+    fn may_add(&self, membership: &Membership, is_learner: bool) -> Result<(), Error> {
+        if !self.shared().config.strict_reconfig_check {
+            return Ok(());
+        }
+        let voters: Vec<_> = membership.members.iter().filter(|member| !member.is_learner).collect();
+        let started = voters.iter().filter(|member| !member.name.is_empty()).count();
+        let after = voters.len() + 1;
+        // A cluster of one may always grow to two.
+        let from_one_to_two = started == 1 && after == 2;
+        if !is_learner && !from_one_to_two && started < after / 2 + 1 {
+            return Err(Error::NotEnoughStarted);
+        }
+        // The new member counts as down until it has started.
+        let healthy = voters.iter().filter(|member| self.is_healthy(member.id)).count();
+        if voters.len() > 1 && healthy < after / 2 + 1 {
+            return Err(Error::Unhealthy);
+        }
+        Ok(())
+    }
+
+    /// As etcd's `mayRemoveMember`.
+    fn may_remove(&self, membership: &Membership, id: MemberId) -> Result<(), Error> {
+        let shared = self.shared();
+        let is_learner = membership.get(id).is_some_and(|member| member.is_learner);
+        if !shared.config.strict_reconfig_check || is_learner {
+            return Ok(());
+        }
+        let voters: Vec<_> = membership.members.iter().filter(|member| !member.is_learner).collect();
+        let others = voters.iter().filter(|member| member.id != id);
+        let started = others.clone().filter(|member| !member.name.is_empty()).count();
+        if started < others.count() / 2 + 1 {
+            return Err(Error::NotEnoughStarted);
+        }
+        // One that is down is no part of the quorum that there is.
+        let active = shared.transport.get().and_then(|(_, transport)| transport.active(id));
+        if id != shared.member_id() && active.is_none() {
+            return Ok(());
+        }
+        let healthy = voters.iter().filter(|member| self.is_healthy(member.id)).count();
+        if healthy.saturating_sub(1) < 1 + (voters.len() - 1) / 2 {
+            // Without the member, those that are healthy would be no quorum of those that were.
+            return Err(Error::Unhealthy);
+        }
+        Ok(())
+    }
+
+    /// As etcd's `mayPromoteMember` and `isLearnerReady`.
+    fn may_promote(&self, membership: &Membership, id: MemberId) -> Result<(), Error> {
+        let shared = self.shared();
+        let progress = shared.progress.lock().clone();
+        let matched = |id| {
+            progress
+                .iter()
+                .find(|peer| peer.id == id)
+                .map_or(0, |peer| peer.matched)
+        };
+        if matched(id) * 100 < matched(shared.member_id()) * LEARNER_READY_PERCENT || matched(id) == 0 {
+            return Err(Error::LearnerNotReady);
+        }
+        if shared.config.strict_reconfig_check {
+            let voters: Vec<_> = membership.members.iter().filter(|member| !member.is_learner).collect();
+            let started = 1 + voters.iter().filter(|member| !member.name.is_empty()).count();
+            if started < voters.len().div_ceil(2) + 1 {
+                return Err(Error::NotEnoughStarted);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,350 @@
+//! Clients: each asks for one thing after the other, at some member, and waits for the answer.
+
+use api::RequestId;
+use api::codec::{Action, Operation, encode_operation};
+use api::kv::{
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
+    RequestOp, RequestOpKind, TargetUnion, TxnRequest,
+};
+use bytes::Bytes;
+use fastrand::Rng;
+use mvcc::Failure;
+use replica::{Input, Proposal};
+
+use crate::SECOND;
+use crate::bugs::Bug;
+use crate::history::{Request, violation};
+use crate::world::{Event, World};
+
+/// How long a client waits.
+const PATIENCE: u64 = 12 * SECOND;
+
+/// A client.
+pub struct Client {
+    /// The member that it talks to.
+    pub node: usize,
+    /// What it waits for.
+    pub waits: Option<RequestId>,
+}
+
+impl Client {
+    /// A client that talks to a member.
+    pub fn at(node: usize) -> Self {
+        Client { node, waits: None }
+    }
+}
+
+impl World {
+    fn key(&mut self) -> Bytes {
+        let rng = &mut self.rng_clients;
+        let text = if rng.f64() < 0.7 {
+            format!("hot{}", rng.usize(..self.scenario.hot_keys))
+        } else {
+            format!("cold{:03}", rng.usize(..self.scenario.cold_keys))
+        };
+        text.into()
+    }
+
+    /// A client asks for something.
+    pub(crate) fn client(&mut self, client: usize) {
+        if self.clients[client].waits.is_some() || self.clients_are_done() {
+            return;
+        }
+        // It talks to whoever answers.
+        let node = self.clients[client].node;
+        if self.nodes[node].process.is_none() || self.rng_clients.u8(..20) == 0 {
+            self.clients[client].node = self.rng_clients.usize(..self.nodes.len());
+            return self.client_later(client);
+        }
+        if self.nodes[node].paused_until > self.now {
+            let later = self.nodes[node].paused_until;
+            return self.at(later, Event::Client(client));
+        }
+        let request = self.request();
+        // Leases are known to the leader alone; members hand such requests on.
+        let leader = self.nodes[node]
+            .process
+            .as_ref()
+            .map_or(0, |process| process.standing.leader);
+        let node = match (&request, usize::try_from(leader)) {
+            (Request::KeepAlive(_), Ok(leader)) if leader > 0 && self.answers(leader - 1) => leader - 1,
+            _ => node,
+        };
+        self.clients[client].node = node;
+        let id = self.history.requests() as RequestId + 1;
+        self.clients[client].waits = Some(id);
+        assert_eq!(self.ask(node, request), id);
+        self.at(self.now + PATIENCE, Event::GiveUp(client, id));
+    }
+
+    fn answers(&self, node: usize) -> bool {
+        self.nodes[node].process.is_some() && self.nodes[node].paused_until <= self.now
+    }
+
+    fn clients_are_done(&self) -> bool {
+        self.calm_since.is_some_and(|since| self.now > since + 10 * SECOND)
+    }
+
+    fn request(&mut self) -> Request {
+        let key = self.key();
+        let some_lease = self.some_lease();
+        let seen = self.history.model.seen;
+        let rng = &mut self.rng_clients;
+        let number = self.history.requests() as i64 + 1;
+        let what = if rng.f64() < self.scenario.leases {
+            rng.u8(25..34)
+        } else {
+            rng.u8(..100)
+        };
+        let action = match (what, some_lease) {
+            (0..25, _) => return Request::Read(self.range(key)),
+            (25..30, Some(lease)) => return Request::KeepAlive(lease),
+            (30..33, _) => Action::LeaseGrant(LeaseGrantRequest {
+                ttl: rng.i64(1..9),
+                id: number,
+            }),
+            (33, Some(id)) => Action::LeaseRevoke(LeaseRevokeRequest { id }),
+            (34..37, _) => Action::Compact(CompactionRequest {
+                revision: rng.i64(seen.compacted.max(0)..=seen.revision),
+                physical: false,
+            }),
+            (37..40, _) => Action::DeleteRange(DeleteRangeRequest {
+                key,
+                range_end: "cold050".into(),
+                prev_kv: rng.bool(),
+            }),
+            (40..47, _) => Action::DeleteRange(DeleteRangeRequest {
+                key,
+                prev_kv: rng.bool(),
+                ..Default::default()
+            }),
+            (47..65, _) => Action::Txn(self.txn(2)),
+            (_, lease) => Action::Put(put(rng, key, number, lease.filter(|_| number % 3 == 0))),
+        };
+        Request::Write(Box::new(action))
+    }
+
+    fn some_lease(&mut self) -> Option<i64> {
+        let leases: Vec<i64> = self.leases.keys().copied().collect();
+        self.rng_clients.choice(&leases).copied()
+    }
+
+    fn range(&mut self, key: Bytes) -> RangeRequest {
+        let seen = self.history.model.seen;
+        let rng = &mut self.rng_clients;
+        let mut range = RangeRequest {
+            key,
+            limit: rng.i64(0..4),
+            keys_only: rng.u8(..8) == 0,
+            count_only: rng.u8(..8) == 0,
+            ..Default::default()
+        };
+        if rng.bool() {
+            (range.key, range.range_end) = match rng.u8(..3) {
+                0 => ("cold".into(), "cole".into()),
+                1 => ("hot".into(), "hou".into()),
+                _ => (Bytes::from_static(&[0]), Bytes::from_static(&[0])),
+            };
+        }
+        if rng.u8(..3) == 0 {
+            range.revision = rng.i64(seen.compacted.max(1) - 1..=seen.revision);
+        }
+        range
+    }
+
+    /// A transaction: every key is written once at most, as front ends see to.
+    fn txn(&mut self, depth: usize) -> TxnRequest {
+        let key = self.key();
+        let number = self.history.requests() as i64 + 1;
+        let lease = self.some_lease();
+        let range = RangeRequest {
+            revision: 0,
+            ..self.range(key.clone())
+        };
+        let rng = &mut self.rng_clients;
+        let targets = [
+            TargetUnion::Version(rng.i64(0..3)),
+            TargetUnion::CreateRevision(0),
+            TargetUnion::ModRevision(self.history.model.seen.revision - rng.i64(0..3)),
+            TargetUnion::Value(format!("value {}", number - rng.i64(0..20)).into()),
+        ];
+        let target = rng.usize(..targets.len());
+        let compare = Compare {
+            result: rng.i32(0..4),
+            target: target as i32,
+            key: key.clone(),
+            target_union: Some(targets[target].clone()),
+            range_end: if rng.u8(..5) == 0 {
+                "cold050".into()
+            } else {
+                Bytes::new()
+            },
+        };
+        let mut branches = [Vec::new(), Vec::new()];
+        for branch in &mut branches {
+            if rng.bool() {
+                branch.push(RequestOpKind::Range(range.clone()));
+            }
+            match rng.u8(..4) {
+                0 => branch.push(RequestOpKind::DeleteRange(DeleteRangeRequest {
+                    key: key.clone(),
+                    prev_kv: rng.bool(),
+                    ..Default::default()
+                })),
+                1 => branch.push(RequestOpKind::DeleteRange(DeleteRangeRequest {
+                    key: "cold".into(),
+                    range_end: "cold020".into(),
+                    prev_kv: false,
+                })),
+                _ => {
+                    branch.push(RequestOpKind::Put(put(rng, key.clone(), number, lease)));
+                    let other = format!("other {}", rng.u8(..4)).into();
+                    branch.push(RequestOpKind::Put(put(rng, other, number, None)));
+                }
+            }
+            if rng.bool() {
+                branch.push(RequestOpKind::Range(range.clone()));
+            }
+        }
+        let [success, failure] = branches.map(|branch| {
+            let wrap = |request| RequestOp { request: Some(request) };
+            branch.into_iter().map(wrap).collect::<Vec<_>>()
+        });
+        let mut txn = TxnRequest {
+            compare: vec![compare],
+            success,
+            failure,
+        };
+        if depth > 0 && self.rng_clients.u8(..4) == 0 {
+            // Nested in the branch that has nothing else, so that no key is written twice.
+            let nested = RequestOpKind::Txn(self.txn(depth - 1));
+            txn.success = vec![RequestOp { request: Some(nested) }];
+        }
+        txn
+    }
+
+    /// Hands a request to a member that runs.
+    pub fn ask(&mut self, node: usize, request: Request) -> RequestId {
+        let id = self.history.invoke(request.clone(), node, self.now);
+        self.trace
+            .line(self.now, || format!("{} is asked for {id}: {request:?}", node + 1));
+        self.trace.mix(&[30, node as u64, id]);
+        let process = self.nodes[node].process.as_mut().expect("it runs");
+        process.pending.insert(id, self.now);
+        match request {
+            Request::Write(action) => {
+                let change = match &*action {
+                    Action::MemberChange(change) => Some(change.clone()),
+                    _ => None,
+                };
+                let proposal = Proposal {
+                    id,
+                    operation: encode_operation(&Operation::new(id, *action)),
+                    leader_term: 0,
+                };
+                self.input(
+                    node,
+                    match change {
+                        Some(change) => Input::ProposeMemberChange(proposal, change),
+                        None => Input::Propose(proposal),
+                    },
+                );
+            }
+            Request::Read(_) if process.standing.reads_locally || self.bug == Some(Bug::ReadWithoutIndex) => {
+                let (applied, _) = process.machine.applied();
+                process.reads_ready.insert(id, applied);
+                self.serve_reads(node);
+            }
+            Request::Read(_) if self.bug == Some(Bug::ReadIndexReused) && process.last_read_index.is_some() => {
+                let index = process.last_read_index.take().expect("it was just looked at");
+                process.reads_ready.insert(id, index);
+                self.serve_reads(node);
+            }
+            Request::Read(_) => self.input(node, Input::ReadIndex(id)),
+            Request::KeepAlive(lease) => self.keep_alive(node, id, lease),
+            Request::Expire(..) | Request::Checkpoint(..) => unreachable!("nobody asks for it"),
+        }
+        id
+    }
+
+    /// Serves the reads whose index is applied.
+    pub(crate) fn serve_reads(&mut self, n: usize) {
+        let process = self.nodes[n].process.as_mut().expect("it runs");
+        let (applied, _) = process.machine.applied();
+        let due: Vec<RequestId> = process
+            .reads_ready
+            .iter()
+            .filter(|(_, index)| **index <= applied || self.bug == Some(Bug::ReadBeforeApplied))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            process.reads_ready.remove(&id);
+            if let Request::KeepAlive(lease) = self.history.op(id).request {
+                self.kept_alive(n, id, lease);
+                return self.serve_reads(n);
+            }
+            process.pending.remove(&id);
+            let Request::Read(range) = &self.history.op(id).request else {
+                unreachable!("only reads wait for an index")
+            };
+            let result = process.machine.reader().range(range).map_err(|failure| match failure {
+                Failure::Refused(error) => error,
+                Failure::Engine(error) => violation!("read {id} fails: {error}"),
+            });
+            let count = result.as_ref().map_or(-1, |response| response.count);
+            self.trace.mix(&[31, id, applied, count as u64]);
+            self.history.answer_read(id, &result, applied);
+            self.trace
+                .line(self.now, || format!("{} answers read {id} at index {applied}", n + 1));
+            if let Some(client) = self.clients.iter().position(|client| client.waits == Some(id)) {
+                self.clients[client].waits = None;
+                let think = self.rng_clients.u64(self.scenario.think.clone());
+                self.at(self.now + think, Event::Client(client));
+                return self.serve_reads(n);
+            }
+        }
+    }
+
+    /// A request has ended.
+    pub(crate) fn client_done(&mut self, id: RequestId) {
+        self.trace
+            .line(self.now, || format!("request {id} ends: {:?}", self.history.op(id).end));
+        if let Some(client) = self.clients.iter().position(|client| client.waits == Some(id)) {
+            self.clients[client].waits = None;
+            self.client_later(client);
+        }
+    }
+
+    fn client_later(&mut self, client: usize) {
+        let think = self.rng_clients.u64(self.scenario.think.clone());
+        self.at(self.now + think, Event::Client(client));
+    }
+
+    /// A node crashed: its clients find out.
+    pub(crate) fn clients_lost(&mut self, n: usize) {
+        for client in 0..self.clients.len() {
+            if self.clients[client].node == n && self.clients[client].waits.take().is_some() {
+                self.client_later(client);
+            }
+        }
+    }
+
+    /// A client has waited long enough. Its node still owes an end.
+    pub(crate) fn give_up(&mut self, client: usize, id: RequestId) {
+        if self.clients[client].waits == Some(id) {
+            self.trace.mark("client gave up");
+            self.clients[client].waits = None;
+            self.client_later(client);
+        }
+    }
+}
+
+fn put(rng: &mut Rng, key: Bytes, number: i64, lease: Option<i64>) -> PutRequest {
+    PutRequest {
+        key,
+        value: format!("value {number}").into(),
+        lease: lease.unwrap_or(0),
+        prev_kv: rng.bool(),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,169 @@
+//! Leases: their owners keep some alive, leaders end the rest, none too early and none too late.
+
+use api::codec::{Action, Operation, encode_operation};
+use api::{Error, LeaseId, RaftIndex, RequestId};
+use replica::{Input, Proposal};
+
+use crate::bugs::Bug;
+use crate::history::{Request, violation};
+use crate::world::{Event, World};
+use crate::{MS, Micros, SECOND};
+
+/// What was promised about a lease.
+pub struct Promise {
+    /// How long it lives without a keep-alive.
+    pub ttl: Micros,
+    /// It is not ended by itself before that.
+    pub until: Micros,
+}
+
+impl World {
+    /// Real time that a member's clock may take for a lease's.
+    fn shortest(&self, ttl: Micros) -> Micros {
+        (ttl as f64 / (1.0 + self.scenario.skew)) as Micros
+    }
+
+    /// An entry is committed: what it says of leases.
+    pub(crate) fn lease_news(&mut self, index: RaftIndex) {
+        let results = self.history.results_of(index).iter();
+        let done: Vec<RequestId> = results
+            .filter(|(_, result)| result.is_ok())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in done.into_iter().filter(|id| *id != 0) {
+            let op = self.history.op(id);
+            match &op.request {
+                Request::Write(action) => match &**action {
+                    Action::LeaseGrant(grant) => {
+                        let ttl = grant.ttl as u64 * SECOND;
+                        let until = op.invoked + self.shortest(ttl);
+                        self.leases.insert(grant.id, Promise { ttl, until });
+                    }
+                    Action::LeaseRevoke(revoke) => drop(self.leases.remove(&revoke.id)),
+                    _ => {}
+                },
+                &Request::Expire(lease, term) => {
+                    if self.history.term(index) != term {
+                        violation!("lease {lease} is ended in another term than the leader of {term} wanted");
+                    }
+                    let promise = self.leases.remove(&lease).expect("it was there");
+                    // Members count in whole milliseconds.
+                    if self.now + 2 * MS < promise.until {
+                        violation!(
+                            "lease {lease} is ended {} ms too early",
+                            (promise.until - self.now) / MS
+                        );
+                    }
+                    self.trace.mark("lease ended");
+                    if self.now < self.leader_since + promise.ttl + 3 * SECOND {
+                        self.trace.mark("lease ended soon after a leader change");
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A member looks for leases whose time is over.
+    pub(crate) fn look_at_leases(&mut self, n: usize, life: u64) {
+        let now_ms = self.nodes[n].now_ms(self.now);
+        let Some(process) = self.nodes[n].alive(life) else {
+            return;
+        };
+        let standing = process.standing;
+        let expired = process.lessor.expired(now_ms, 500);
+        let checkpoints = process.lessor.checkpoints(now_ms, 10);
+        let expired = expired.into_iter().map(|lease| Request::Expire(lease, standing.term));
+        let checkpoints = checkpoints
+            .into_iter()
+            .map(|checkpoint| Request::Checkpoint(checkpoint.id, checkpoint.remaining_ttl, standing.term));
+        for request in expired.chain(checkpoints).collect::<Vec<_>>() {
+            let id = self.history.invoke(request.clone(), n, self.now);
+            let action = request.action().expect("it has one");
+            self.trace
+                .line(self.now, || format!("{} proposes {id}: {request:?}", n + 1));
+            let leader_term = if self.bug == Some(Bug::RevokeInAnyTerm) {
+                0
+            } else {
+                standing.term
+            };
+            let proposal = Proposal {
+                id,
+                operation: encode_operation(&Operation::new(id, action)),
+                leader_term,
+            };
+            self.input(n, Input::Propose(proposal));
+        }
+        self.at(self.now + 500 * MS, Event::Leases(n, life));
+    }
+
+    /// A lease's owner asks a member for more time.
+    pub(crate) fn keep_alive(&mut self, n: usize, id: RequestId, lease: LeaseId) {
+        let now_ms = self.nodes[n].now_ms(self.now);
+        let process = self.nodes[n].process.as_mut().expect("it runs");
+        if !process.lessor_leads {
+            return self.reject(n, id, Error::NotLeader);
+        }
+        if !process.lessor.postpone_checkpoint(lease, now_ms) || self.bug == Some(Bug::CheckpointStays) {
+            return self.renew(n, id, lease);
+        }
+        // The next leader would otherwise begin with what the log says is left.
+        self.trace.mark("checkpoint taken back");
+        let action = self.history.op(id).request.action().expect("it has one");
+        let leader_term = process.standing.term;
+        let proposal = Proposal {
+            id,
+            operation: encode_operation(&Operation::new(id, action)),
+            leader_term,
+        };
+        self.input(n, Input::Propose(proposal));
+    }
+
+    /// The log says nothing against the lease's full time any more.
+    pub(crate) fn renew(&mut self, n: usize, id: RequestId, lease: LeaseId) {
+        let now_ms = self.nodes[n].now_ms(self.now);
+        let process = self.nodes[n].process.as_mut().expect("it runs");
+        let stays = self.bug == Some(Bug::CheckpointStays);
+        if !process.lessor_leads || (process.lessor.postpone_checkpoint(lease, now_ms) && !stays) {
+            return self.give_no_answer(n, id);
+        }
+        if process.lessor.keep_alive(lease, now_ms).is_none() {
+            return self.give_no_answer(n, id);
+        }
+        let term = process.standing.term;
+        process.keep_alives.insert(id, term);
+        if self.bug == Some(Bug::KeepAliveUnconfirmed) {
+            return self.kept_alive(n, id, lease);
+        }
+        // Only if it still leads after that does the time count: a leader that was replaced does not know of it.
+        self.input(n, Input::ReadIndex(id));
+    }
+
+    fn give_no_answer(&mut self, n: usize, id: RequestId) {
+        let process = self.nodes[n].process.as_mut().expect("it runs");
+        process.pending.remove(&id);
+        self.history.refuse(id, Error::TimeoutLeaderFail);
+        self.client_done(id);
+    }
+
+    /// The others confirm that the member leads: the lease has its full time from when it was asked for.
+    pub(crate) fn kept_alive(&mut self, n: usize, id: RequestId, lease: LeaseId) {
+        let process = self.nodes[n].process.as_mut().expect("it runs");
+        process.pending.remove(&id);
+        let renewed = process.keep_alives.remove(&id);
+        let standing = process.standing;
+        if renewed != Some(standing.term) || !standing.has_begun {
+            self.history.refuse(id, Error::TimeoutLeaderFail);
+        } else {
+            self.trace.mark("lease kept alive");
+            self.history.answer_keep_alive(id);
+            let invoked = self.history.op(id).invoked;
+            let ttl = self.leases.get(&lease).map_or(0, |promise| promise.ttl);
+            let until = invoked + self.shortest(ttl);
+            if let Some(promise) = self.leases.get_mut(&lease) {
+                promise.until = promise.until.max(until);
+            }
+        }
+        self.client_done(id);
+    }
+}
