@@ -28,6 +28,8 @@ use crate::store::NodeStore;
 
 /// Inputs that may wait for the replica before nothing more is read from the peers.
 const INPUTS_MAX: usize = 20_000;
+/// Most peers that are remembered without being known to be members.
+const STRANGERS_MAX: usize = 64;
 /// How long a whole snapshot may take to be put in use.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a peer must have been connected to count as healthy (etcd's `HealthInterval`).
@@ -94,7 +96,14 @@ impl<E: Engine> Handler for PeerHandler<E> {
         // sends is believed by Raft alone.
         let is_stranger = who.from != 0 && membership.get(who.from).is_none();
         if is_stranger && !who.peer_urls.is_empty() {
-            let known = self.strangers.lock().insert(who.from, who.peer_urls.clone());
+            let known = {
+                let mut strangers = self.strangers.lock();
+                if strangers.len() >= STRANGERS_MAX && !strangers.contains_key(&who.from) {
+                    let text = "too many members that this one does not know";
+                    return Err(Refusal::new(RefuseReason::Stranger, text));
+                }
+                strangers.insert(who.from, who.peer_urls.clone())
+            };
             if known.as_ref() != Some(&who.peer_urls)
                 && let Some((_, transport)) = self.shared.transport.get()
             {

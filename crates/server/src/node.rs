@@ -158,6 +158,7 @@ struct Held {
     index: RaftIndex,
     /// `None` once it is being sent.
     source: Option<Source>,
+    since: Instant,
 }
 
 /// Tells whoever brought a snapshot whether it was put in use.
@@ -643,6 +644,7 @@ fn make_snapshot<E: Engine>(shared: &Arc<Shared<E>>, to: MemberId) {
                 let held = Held {
                     index,
                     source: Some(snapshot.source),
+                    since: Instant::now(),
                 };
                 shared.held.lock().insert(to, held);
                 tracing::info!(
@@ -1108,6 +1110,9 @@ fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inb
         std::thread::sleep(UPKEEP_INTERVAL);
         upkeep_measure(shared, log);
         remove_retired(shared);
+        // A view that nobody came for, as when leadership was lost, must not keep the log from being trimmed.
+        let is_wanted = |held: &Held| held.source.is_none() || held.since.elapsed() < snapshot::UNUSED_MAX;
+        shared.held.lock().retain(|_, held| is_wanted(held));
         check_quarantine(shared);
         let engine = shared.reader.engine();
         // A watcher may have met a failure that no write meets.

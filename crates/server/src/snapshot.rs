@@ -20,7 +20,7 @@ use crate::peer::{SnapshotFault, SnapshotSource};
 /// About how large chunks are.
 const CHUNK_BYTES: usize = 512 << 10;
 /// How long a view is kept for a transfer that does not begin or go on. It holds up the space of what is deleted.
-const UNUSED_MAX: Duration = Duration::from_secs(120);
+pub(crate) const UNUSED_MAX: Duration = Duration::from_secs(120);
 
 /// What a view includes.
 pub(crate) struct Snapshot {
