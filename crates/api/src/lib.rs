@@ -5,12 +5,14 @@
 //! that the bytes of a client's request, of a log entry and of a reply are one encoding and no layer converts a value.
 
 pub mod codec;
+pub mod credentials;
 pub mod error;
 pub mod kv;
 pub mod limits;
 pub mod range;
 pub mod store;
 
+pub use credentials::Credentials;
 pub use error::{Code, Error, ErrorKind};
 pub use limits::Limits;
 pub use range::Span;

@@ -12,7 +12,7 @@ use crate::kv::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveResponse, Member, PutRequest,
     PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
-use crate::{LeaseId, Limits, MemberId, Result, Revision};
+use crate::{Credentials, LeaseId, Limits, MemberId, Result, Revision};
 
 /// One copy of the data, one order of revisions, whatever the protocol.
 ///
@@ -21,6 +21,11 @@ use crate::{LeaseId, Limits, MemberId, Result, Revision};
 pub trait Store: Clone + Send + Sync + 'static {
     /// A stream of watchers.
     type Watch: WatchStream;
+
+    /// The same store, for one client: every request is then held against what that client may do, and refused with
+    /// [`crate::Error::InvalidAuthToken`], [`crate::Error::UserEmpty`] or [`crate::Error::PermissionDenied`]. Cheap. A
+    /// handle that no front end has put a client behind acts for nobody.
+    fn on_behalf_of(&self, credentials: Credentials) -> Self;
 
     /// Reads keys: linearizably, unless the request says serializable.
     fn range(&self, request: RangeRequest) -> impl Future<Output = Result<RangeResponse>> + Send;

@@ -7,6 +7,7 @@
 //! [`serve_connection`] runs it on a connection, HTTP/1.1 or HTTP/2, whichever the client speaks.
 
 pub mod connection;
+pub mod credentials;
 pub mod etcd;
 pub mod http;
 pub mod observer;
@@ -14,6 +15,7 @@ pub mod proto;
 mod service;
 
 pub use connection::{ConnectionSettings, serve_connection};
+pub use credentials::ClientCertificate;
 pub use etcd::methods::{CallKind, Method, Service, methods};
 pub use observer::Observer;
 pub use service::{Frontend, Options, ResponseBody, ResponseFuture, router};

@@ -21,7 +21,7 @@ use tower::Service as _;
 use crate::etcd::methods::{self, CallKind, Method};
 use crate::etcd::{ByLearner, Call, Guard, Inbound, Outbound, Services, call, status};
 use crate::observer::Deaf;
-use crate::{BoxError, Observer, http as http_api};
+use crate::{BoxError, Observer, credentials, http as http_api};
 
 /// How many election timeouts in a row without a leader a stream survives that asked for one (etcd's `maxNoLeaderCnt`).
 const LEADERLESS_TIMEOUTS_MAX: u32 = 3;
@@ -150,6 +150,10 @@ impl<S: Store> Frontend<S> {
         let mut request = request;
         if by_learner {
             request.extensions_mut().insert(ByLearner);
+        }
+        let credentials = credentials::of(&request);
+        if !credentials.is_empty() {
+            request.extensions_mut().insert(credentials);
         }
         let request = request.map(|body| Inbound::new(body, shared.message_bytes_max, method, Arc::clone(observer)));
         let Some(reply) = shared.services.call(method, request) else {

@@ -14,7 +14,7 @@ use api::kv::{
     RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
 use api::store::{Alarm, HashKv, MemberList, ScanPage, ScanRequest, Status};
-use api::{Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
+use api::{Credentials, Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
 use mvcc::{Failure, Membership, Outcome, Stream};
 use replica::{Input, Proposal};
 use storage::Engine;
@@ -29,12 +29,14 @@ const INLINE_KEYS_MAX: i64 = 500;
 /// The store that a node serves. A cheap handle.
 pub struct NodeStore<E: Engine> {
     shared: Arc<Shared<E>>,
+    credentials: Credentials,
 }
 
 impl<E: Engine> Clone for NodeStore<E> {
     fn clone(&self) -> Self {
         NodeStore {
             shared: self.shared.clone(),
+            credentials: self.credentials.clone(),
         }
     }
 }
@@ -51,7 +53,10 @@ macro_rules! outcome {
 
 impl<E: Engine> NodeStore<E> {
     pub(crate) fn new(shared: Arc<Shared<E>>) -> Self {
-        NodeStore { shared }
+        NodeStore {
+            shared,
+            credentials: Credentials::default(),
+        }
     }
 
     /// What the metrics want to know.
@@ -252,6 +257,13 @@ fn may_take_long(request: &RangeRequest) -> bool {
 
 impl<E: Engine> Store for NodeStore<E> {
     type Watch = Stream<E>;
+
+    fn on_behalf_of(&self, credentials: Credentials) -> Self {
+        NodeStore {
+            shared: self.shared.clone(),
+            credentials,
+        }
+    }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
         if !request.serializable {

@@ -8,7 +8,7 @@ use api::kv::*;
 use api::store::{
     HashKv, MemberList, ScanPage, ScanRequest, Status, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
 };
-use api::{Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
+use api::{Credentials, Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
 use bytes::Bytes;
 
 #[derive(Clone)]
@@ -193,6 +193,10 @@ impl State {
 
 impl Store for Fake {
     type Watch = FakeWatch;
+
+    fn on_behalf_of(&self, _: Credentials) -> Self {
+        self.clone()
+    }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
         if &*request.key == b"panic" {
