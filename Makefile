@@ -4,9 +4,10 @@
 # make bench  the benchmarks
 # make sim    clusters under simulation, all cores, until it is interrupted; SIM="--seed 7" for one seed
 # make robustness  random faults on a real cluster, on each engine; DURATION=10m SEED=7 for more than a minute
+# make compat  etcd's own tests and clients in several languages against our binary; compat-ci is a part of a few minutes
 # Flags for the node: make run ARGS="--storage memory"
 
-.PHONY: run test check lint deny bench robustness sim deps test-deps
+.PHONY: run test check lint deny bench robustness sim compat compat-ci deps test-deps
 
 run: deps
 	cargo run --locked --release -p metastore -- $(ARGS)
@@ -19,6 +20,14 @@ sim: deps
 
 robustness: test-deps
 	scripts/robustness.sh
+
+compat: test-deps
+	cargo build --locked -p metastore
+	compat/check.sh
+
+compat-ci: test-deps
+	cargo build --locked -p metastore
+	compat/check.sh --ci
 
 check: lint deny test
 

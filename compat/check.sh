@@ -1,0 +1,33 @@
+#!/bin/sh
+# Everything that says whether what works with etcd works with metastore, on both engines: etcd's own end-to-end tests,
+# those of its client library with its examples and recipes, and programs in several languages. With --ci a part of it
+# that takes a few minutes. Needs Go, and for the clients what they are written in; where Go is missing it says so and
+# does nothing. Exit code: 0 all as known.txt expects, 1 not, 2 it could not run.
+set -u
+cd "$(dirname "$0")"
+if ! command -v go >/dev/null; then
+	echo "compat: SKIPPED: Go is not installed, and etcd's tests are written in it"
+	exit 0
+fi
+for program in etcd etcdctl etcdutl; do
+	if [ ! -x "bin/$program" ]; then
+		./build.sh || exit 2
+		break
+	fi
+done
+failed=0
+step() {
+	echo "# $*"
+	"$@"
+	status=$?
+	[ "$status" -le 1 ] || exit "$status"
+	[ "$status" -eq 0 ] || failed=1
+}
+if [ "${1:-}" = --ci ]; then
+	step ./suite.py --list-file ci.txt --minimal --storage rocksdb
+else
+	step ./suite.py --package common,e2e
+	step ./suite.py --package examples,concurrency,recipes,naming
+	step ./clients.py
+fi
+exit "$failed"
