@@ -144,32 +144,23 @@ impl Outgoing {
         let window = self.window.as_mut().expect("there is a leader to forward to");
         window.sent_tick = tick;
         let (leader, term) = (window.leader, window.term);
-        let number = self.next;
         self.propose(term, proposals, true);
-        (leader, self.message_from(number))
+        let last = self.in_flight.back().expect("a batch was proposed");
+        (leader, self.message(last))
     }
 
-    /// A message with this window's batches from a number on.
-    fn message_from(&self, first: u64) -> Forward {
+    /// A message with one of this window's batches. One at a time: a message has a bound, to which a batch is held.
+    fn message(&self, batch: &InFlight) -> Forward {
         let window = self.window.as_ref().expect("there is a leader to forward to");
-        let batches = self
-            .in_flight
-            .iter()
-            .filter(|batch| batch.term == window.term && batch.number >= first);
+        let operations = batch.proposals.iter().map(|waiting| waiting.proposal.operation.clone());
         Forward {
             term: window.term,
             incarnation: self.incarnation,
             window: window.first,
-            first,
-            batches: batches
-                .map(|batch| ForwardBatch {
-                    operations: batch
-                        .proposals
-                        .iter()
-                        .map(|waiting| waiting.proposal.operation.clone())
-                        .collect(),
-                })
-                .collect(),
+            first: batch.number,
+            batches: vec![ForwardBatch {
+                operations: operations.collect(),
+            }],
         }
     }
 
@@ -184,20 +175,19 @@ impl Outgoing {
     }
 
     /// What the leader should have had long ago: to be sent again.
-    pub(crate) fn repeat(&mut self, tick: u64, after_ticks: u64) -> Option<(MemberId, Forward)> {
-        let window = self.window.as_mut()?;
+    pub(crate) fn repeat(&mut self, tick: u64, after_ticks: u64) -> Vec<(MemberId, Forward)> {
+        let Some(window) = &mut self.window else {
+            return Vec::new();
+        };
         if window.accepted + 1 == self.next || tick < window.sent_tick + after_ticks {
-            return None;
+            return Vec::new();
         }
         window.sent_tick = tick;
         let (leader, term, accepted) = (window.leader, window.term, window.accepted);
-        let first = self
-            .in_flight
-            .iter()
-            .find(|batch| batch.term == term && batch.number > accepted)?
-            .number;
         // The batches of this window before the first one that is left were committed, so the leader had them.
-        Some((leader, self.message_from(first)))
+        let left = self.in_flight.iter();
+        let left = left.filter(|batch| batch.term == term && batch.number > accepted);
+        left.map(|batch| (leader, self.message(batch))).collect()
     }
 
     /// An entry of `term` was committed whose context is `context`.

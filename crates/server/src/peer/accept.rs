@@ -15,7 +15,6 @@ use super::frame::{FrameReader, FrameWriter, ReadError, message_frame};
 use super::handler::{Introduction, Purpose, Refusal, RefuseReason};
 use super::incoming::Registered;
 use super::shared::Shared;
-use super::snapshot::CHUNK_BYTES_MAX;
 use super::stream::{Reader, Stream, Writer, accept_tls};
 use super::wire::{Answer, HANDSHAKE_BYTES_MAX, Hello, MAGIC, PEER_URLS_MAX, Refused, VERSION, kind};
 use super::{call_in, raft_in, snapshot_in};
@@ -37,7 +36,7 @@ pub(super) fn bounds(shared: &Shared, purpose: Purpose) -> Bounds {
         },
         // A receiver may take its time; whether a snapshot gets on is decided by acknowledged chunks.
         Purpose::Snapshot => Bounds {
-            payload_max: CHUNK_BYTES_MAX + CHUNK_OVERHEAD,
+            payload_max: settings.frame_bytes_max + CHUNK_OVERHEAD,
             stall: settings.snapshot_stall_timeout,
         },
     }

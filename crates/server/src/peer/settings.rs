@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::tls::VerifyHook;
+use crate::tls::{HandshakeError, VerifyHook};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
@@ -73,8 +73,8 @@ impl Default for Settings {
             raft_write_timeout: Duration::from_secs(5),
             raft_read_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(1),
-            frame_bytes_max: 16 << 20,
-            queue_bytes_max: 64 << 20,
+            frame_bytes_max: 32 << 20,
+            queue_bytes_max: 128 << 20,
             queue_messages_max: 8192,
             calls_max: 1024,
             call_bytes_max: 64 << 20,
@@ -88,10 +88,26 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The defaults where a log entry may have so many bytes: it travels in one piece, alone if it is large. Members whose
+    /// flags differ still understand each other, as long as nobody's entries are beyond the default.
+    pub(crate) fn for_entries(entry_bytes_max: usize) -> Self {
+        let mut settings = Settings::default();
+        // What is around the operations of an entry takes a few bytes for each of them.
+        let needed = entry_bytes_max.saturating_mul(2).saturating_add(1 << 20);
+        settings.frame_bytes_max = settings.frame_bytes_max.max(needed);
+        settings.queue_bytes_max = settings.queue_bytes_max.max(settings.frame_bytes_max.saturating_mul(4));
+        settings
+    }
+}
+
 /// Gives the TLS settings for one connection.
 pub(crate) type TlsFactory<C> = Arc<dyn Fn() -> Result<Arc<C>, String> + Send + Sync>;
 /// Judges the certificates that the other side showed; says why they will not do.
 pub(crate) type VerifyPeer = Arc<dyn Fn(&[CertificateDer<'static>]) -> Result<(), String> + Send + Sync>;
+
+/// Reports a connection that was refused by TLS.
+pub(crate) type LogRejected = Arc<dyn Fn(&str, &HandshakeError) + Send + Sync>;
 
 /// TLS. The factories are asked for each connection, so that changed certificates are noticed without a restart. They
 /// are called on the runtime's threads and must not take long.
@@ -105,4 +121,6 @@ pub(crate) struct Tls {
     pub(crate) verify_peer: Option<VerifyPeer>,
     /// Called after that for connections that were accepted, with where they come from.
     pub(crate) verify_accepted: Option<VerifyHook>,
+    /// Told where a connection came from that was refused by TLS, and why.
+    pub(crate) log_rejected: Option<LogRejected>,
 }

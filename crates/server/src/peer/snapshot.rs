@@ -14,10 +14,8 @@ use super::handler::Refusal;
 pub(super) const ID_BYTES_MAX: usize = 256;
 /// Most bytes of what is said about it.
 pub(super) const META_BYTES_MAX: usize = 1 << 20;
-/// Most bytes of a chunk.
-pub(super) const CHUNK_BYTES_MAX: usize = 4 << 20;
-/// Most bytes of a resume token.
-pub(super) const TOKEN_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of a resume token: it holds a key, which may be as long as a request.
+pub(super) const TOKEN_BYTES_MAX: usize = 4 << 20;
 /// Chunks that wait between the connection and the thread of the source or the sink.
 pub(super) const CHUNKS_WAITING_MAX: usize = 2;
 

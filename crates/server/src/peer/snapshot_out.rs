@@ -14,8 +14,8 @@ use super::dial::{Connection, DialError, dial_peer};
 use super::handler::{Purpose, Refusal, RefuseReason};
 use super::shared::{Backoff, PeerState, Shared};
 use super::snapshot::{
-    CHUNK_BYTES_MAX, CHUNKS_WAITING_MAX, ID_BYTES_MAX, META_BYTES_MAX, SnapshotError, SnapshotHeader, SnapshotSource,
-    SnapshotSummary, SnapshotTransfer,
+    CHUNKS_WAITING_MAX, ID_BYTES_MAX, META_BYTES_MAX, SnapshotError, SnapshotHeader, SnapshotSource, SnapshotSummary,
+    SnapshotTransfer,
 };
 use super::stream::{Reader, Writer};
 use super::wire::{SnapshotOpen, decode_close, kind};
@@ -87,9 +87,10 @@ struct Seek {
 impl SourceThread {
     fn start(shared: &Shared, mut source: Box<dyn SnapshotSource>) -> std::io::Result<Self> {
         let (seeks, wanted) = std::sync::mpsc::channel::<Seek>();
+        let chunk_bytes_max = shared.settings.frame_bytes_max;
         shared.tasks.spawn_thread("snapshot-source", move || {
             while let Ok(Seek { resume, chunks }) = wanted.recv() {
-                give_chunks(source.as_mut(), &resume, &chunks);
+                give_chunks(source.as_mut(), chunk_bytes_max, &resume, &chunks);
             }
         })?;
         Ok(SourceThread { seeks })
@@ -104,14 +105,19 @@ impl SourceThread {
 }
 
 /// Gives chunks until they are not wanted any more, the end, or a failure.
-fn give_chunks(source: &mut dyn SnapshotSource, resume: &[u8], chunks: &mpsc::Sender<Result<Option<Bytes>, String>>) {
+fn give_chunks(
+    source: &mut dyn SnapshotSource,
+    chunk_bytes_max: usize,
+    resume: &[u8],
+    chunks: &mpsc::Sender<Result<Option<Bytes>, String>>,
+) {
     if let Err(fault) = source.seek(resume) {
         let _ = chunks.blocking_send(Err(fault.to_string()));
         return;
     }
     loop {
         let next = match source.next() {
-            Ok(Some(chunk)) if chunk.is_empty() || chunk.len() > CHUNK_BYTES_MAX => {
+            Ok(Some(chunk)) if chunk.is_empty() || chunk.len() > chunk_bytes_max => {
                 Err(format!("a chunk of {} bytes", chunk.len()))
             }
             Ok(next) => Ok(next),
