@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -183,6 +184,9 @@ pub struct Status {
     pub errors: Vec<String>,
     /// Active alarms.
     pub alarms: Vec<Alarm>,
+    /// For how long the disk of the Raft log has not finished a write, if that is an election timeout or more: such a
+    /// member acknowledges nothing, and gives leadership up.
+    pub log_stalled: Option<Duration>,
 }
 
 /// A condition that an operator must look at.

@@ -74,6 +74,8 @@ pub struct RaftConfig {
     pub uncommitted_bytes_max: u64,
     /// Bytes of entries that are committed and not applied beyond which no more are taken.
     pub unapplied_bytes_max: usize,
+    /// Bytes of entries that are not on disk beyond which a follower takes no more.
+    pub unpersisted_bytes_max: usize,
     /// Most writes of the log under way.
     pub appends_inflight_max: usize,
     /// Most batches under way to the leader.
@@ -86,6 +88,8 @@ pub struct RaftConfig {
     pub read_timeout: Duration,
     /// How long a member may take to accept what it is sent.
     pub write_timeout: Duration,
+    /// Most bytes a second of a snapshot to a member; 0 for no limit.
+    pub snapshot_bytes_per_second: u64,
 }
 
 /// Where clients connect, and what they are told.
@@ -399,6 +403,7 @@ fn raft(settings: &Settings) -> Result<RaftConfig, Failure> {
         messages_inflight_max: size(settings, "raft-messages-inflight-max", 1)?,
         uncommitted_bytes_max: size(settings, "raft-uncommitted-bytes-max", 1)?,
         unapplied_bytes_max: size(settings, "raft-unapplied-bytes-max", 1)?,
+        unpersisted_bytes_max: size(settings, "raft-unpersisted-bytes-max", 1)?,
         appends_inflight_max: size(settings, "raft-appends-inflight-max", 1)?,
         forwards_inflight_max: size(settings, "raft-forwards-inflight-max", 1)?,
         flush_entries: match size(settings, "snapshot-count", 1)? {
@@ -408,6 +413,7 @@ fn raft(settings: &Settings) -> Result<RaftConfig, Failure> {
         catchup_entries: size(settings, "snapshot-catchup-entries", 0)?,
         read_timeout: duration(settings, "raft-read-timeout")?,
         write_timeout: duration(settings, "raft-write-timeout")?,
+        snapshot_bytes_per_second: size(settings, "snapshot-send-bytes-per-second", 0)?,
     })
 }
 

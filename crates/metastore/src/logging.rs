@@ -112,6 +112,14 @@ pub fn init(config: &LogConfig) -> Result<LogGuard, Failure> {
     }
     tracing::subscriber::set_global_default(subscriber(config.level, outputs))
         .map_err(|error| Failure::config(format!("the log is set up already: {error}")))?;
+    // What Rust itself would do writes to standard error and waits: a panic would hang where nobody reads it, and the
+    // node would neither work nor end.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let text = panic.payload_as_str().unwrap_or("a panic");
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(place, %backtrace, "a thread panicked: {text}");
+    }));
     Ok(LogGuard { _workers: workers })
 }
 

@@ -12,6 +12,9 @@ use metastore::start::start;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// How long the reader of standard error may take to let the process say why it ends.
+const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     if args.next().is_some_and(|first| first == "bench") {
@@ -20,9 +23,15 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // There may be no reader; the exit code says it too.
-            let _ = writeln!(std::io::stderr(), "metastore: {failure}");
-            ExitCode::from(failure.exit_code)
+            // There may be no reader, or one that reads nothing; the exit code says it too.
+            let exit_code = failure.exit_code;
+            let (written, waits) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let _ = writeln!(std::io::stderr(), "metastore: {failure}");
+                let _ = written.send(());
+            });
+            let _ = waits.recv_timeout(LAST_WORDS_MAX);
+            ExitCode::from(exit_code)
         }
     }
 }

@@ -121,6 +121,7 @@ fn server_config(config: &Config) -> ServerConfig {
         listen_peers: texts(&config.cluster.listen_peer_urls),
         raft_read_timeout: config.raft.read_timeout,
         raft_write_timeout: config.raft.write_timeout,
+        snapshot_bytes_per_second: config.raft.snapshot_bytes_per_second,
         cluster_token: config.cluster.token.clone(),
         listen: listen(&config.listen.client_urls),
         client_tls: config.tls.client.clone(),
@@ -164,6 +165,7 @@ fn replica_config(config: &Config, election_ticks: usize) -> server::ReplicaConf
         messages_inflight_max: config.raft.messages_inflight_max,
         uncommitted_bytes_max: config.raft.uncommitted_bytes_max,
         unapplied_bytes_max: config.raft.unapplied_bytes_max,
+        unpersisted_bytes_max: config.raft.unpersisted_bytes_max,
         appends_inflight_max: config.raft.appends_inflight_max,
         forwards_inflight_max: config.raft.forwards_inflight_max,
         wait_ticks_max: u64::try_from(

@@ -393,6 +393,15 @@ impl<E: Engine> Machine<E> {
     /// # Panics
     /// If the entries do not continue right after the applied index.
     pub fn apply(&mut self, entries: &[Committed]) -> Result<Applied, ApplyError> {
+        self.apply_telling(entries, |_| ())
+    }
+
+    /// As [`Machine::apply`]; `written` is told what becomes of leases once it is written and before anybody can see it.
+    pub fn apply_telling(
+        &mut self,
+        entries: &[Committed],
+        written: impl FnOnce(&[LeaseChange]),
+    ) -> Result<Applied, ApplyError> {
         self.step.watched = self.hub.is_watched();
         let mut replies = Vec::new();
         let mut member_changes = Vec::new();
@@ -434,7 +443,7 @@ impl<E: Engine> Machine<E> {
                 digest: self.state.digest,
             });
         }
-        let write = self.commit()?;
+        let write = self.commit(written)?;
         if self.state.compacted
             > self
                 .published
@@ -455,7 +464,7 @@ impl<E: Engine> Machine<E> {
     }
 
     /// Writes what was prepared, then tells readers, then watchers.
-    fn commit(&mut self) -> Result<WriteStats, EngineError> {
+    fn commit(&mut self, written: impl FnOnce(&[LeaseChange])) -> Result<WriteStats, EngineError> {
         let step = &mut self.step;
         // Keys in order, each once: a hot key that changed many times in this step is one write.
         for (key, record) in &step.overlay.cur {
@@ -499,6 +508,7 @@ impl<E: Engine> Machine<E> {
             }
         }
         step.overlay.clear();
+        written(&step.lease_changes);
         self.published.publish(&self.state, &self.membership, &self.alarms);
         step.counts.events += step.events.len() as u64;
         let events = std::mem::take(&mut step.events);

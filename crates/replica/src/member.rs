@@ -57,6 +57,8 @@ pub struct Config {
     /// Bytes of entries that are handed out and not applied beyond which a leader takes no proposals and a follower no
     /// entries.
     pub unapplied_bytes_max: usize,
+    /// Bytes of entries that are handed out to be written and not on disk beyond which a follower takes no entries.
+    pub unpersisted_bytes_max: usize,
     /// Ticks after which a proposal or read that could not even begin is refused.
     pub wait_ticks_max: u64,
     /// Bytes of recent entries that stay in memory.
@@ -84,6 +86,7 @@ impl Config {
             uncommitted_bytes_max: 256 << 20,
             committed_bytes_max: 16 << 20,
             unapplied_bytes_max: 64 << 20,
+            unpersisted_bytes_max: 64 << 20,
             wait_ticks_max: 70,
             tail_bytes_max: 16 << 20,
             pre_vote: true,
@@ -308,6 +311,7 @@ pub struct Replica<L: RaftLog> {
     rounds: u64,
     /// Numbers of Readys that raft-rs was not told to be persisted, in order.
     unpersisted: VecDeque<Unpersisted>,
+    unpersisted_bytes: usize,
     /// Log writes under way.
     appends_inflight: usize,
     /// A commit index that is worth writing with the next entries but not by itself: losing it loses nothing.
@@ -377,6 +381,8 @@ struct Unpersisted {
     number: u64,
     /// Whether a log write stands behind it.
     writes: bool,
+    /// Of its entries.
+    bytes: usize,
     last_index: Option<RaftIndex>,
     /// What may be sent only once it is persisted: votes and acknowledgements.
     messages: Vec<Message>,
@@ -471,6 +477,7 @@ impl<L: RaftLog> Replica<L> {
             round: None,
             rounds: 0,
             unpersisted: VecDeque::new(),
+            unpersisted_bytes: 0,
             appends_inflight: 0,
             commit_unwritten: None,
             persisted_index: last,
@@ -654,9 +661,11 @@ impl<L: RaftLog> Replica<L> {
     fn tick(&mut self, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
         self.ticks += 1;
         let leads = self.node.raft.state == StateRole::Leader;
-        // A member in quarantine never campaigns. Neither does a lone voter whose writes are under way: it would win at
-        // once, with entries that are not on its disk, which raft-rs does not expect.
-        let must_not_campaign = self.is_quarantined || (self.part.is_only_voter && self.appends_inflight > 0);
+        // A member in quarantine never campaigns, nor does one whose log takes no writes: it could not even vote for
+        // itself. Neither does a lone voter whose writes are under way: it would win at once, with entries that are not
+        // on its disk, which raft-rs does not expect.
+        let must_not_campaign =
+            self.is_quarantined || self.is_stalled() || (self.part.is_only_voter && self.appends_inflight > 0);
         if (leads || !must_not_campaign) && self.installing.is_none() {
             self.node.tick();
         }
@@ -668,10 +677,11 @@ impl<L: RaftLog> Replica<L> {
             self.repeat_round();
         }
         self.refuse_late(effects);
-        if let Some((to, forward)) = self.outgoing.repeat(self.ticks, FORWARD_RETRY_TICKS)
-            && to == self.node.raft.leader_id
-        {
-            effects.push(Effect::Send(vec![(to, PeerMessage::Forward(forward))]));
+        let again = self.outgoing.repeat(self.ticks, FORWARD_RETRY_TICKS).into_iter();
+        let again = again.filter(|(to, _)| *to == self.node.raft.leader_id);
+        let again: Vec<_> = again.map(|(to, forward)| (to, PeerMessage::Forward(forward))).collect();
+        if !again.is_empty() {
+            effects.push(Effect::Send(again));
         }
         if leads && self.is_quarantined && self.node.raft.lead_transferee.is_none() {
             self.transfer(0);
@@ -722,6 +732,12 @@ impl<L: RaftLog> Replica<L> {
         }
     }
 
+    /// Whether a log write has been under way for an election timeout without any of them finishing.
+    fn is_stalled(&self) -> bool {
+        let timeout = self.config.election_ticks as u64;
+        self.writing_since.is_some_and(|since| self.ticks - since >= timeout)
+    }
+
     /// A leader whose log does not take writes any more gives leadership up.
     fn fence(&mut self) {
         let raft = &self.node.raft;
@@ -769,12 +785,8 @@ impl<L: RaftLog> Replica<L> {
                 match kind {
                     // A snapshot comes with its data, and proposals as batches, or not at all.
                     MessageType::MsgSnapshot | MessageType::MsgPropose => return Ok(()),
-                    MessageType::MsgTimeoutNow if self.is_quarantined => return Ok(()),
-                    MessageType::MsgAppend
-                        if !message.entries.is_empty() && self.unapplied_bytes > self.config.unapplied_bytes_max =>
-                    {
-                        return Ok(());
-                    }
+                    MessageType::MsgTimeoutNow if self.is_quarantined || self.is_stalled() => return Ok(()),
+                    MessageType::MsgAppend if !message.entries.is_empty() && self.has_too_much() => return Ok(()),
                     _ => {}
                 }
                 self.step_raft(*message)
@@ -791,6 +803,12 @@ impl<L: RaftLog> Replica<L> {
                 Ok(())
             }
         }
+    }
+
+    /// Whether so many entries are being written or applied that no more are taken: the leader sends them again.
+    fn has_too_much(&self) -> bool {
+        self.unapplied_bytes > self.config.unapplied_bytes_max
+            || self.unpersisted_bytes > self.config.unpersisted_bytes_max
     }
 
     fn step_raft(&mut self, message: Message) -> Result<(), ReplicaError> {
@@ -849,6 +867,7 @@ impl<L: RaftLog> Replica<L> {
                 assert!(self.appends_inflight > 0, "a write finishes once");
                 self.appends_inflight -= 1;
             }
+            self.unpersisted_bytes -= front.bytes;
             if let Some(index) = front.last_index {
                 self.persisted_index = index;
             }
@@ -1155,9 +1174,12 @@ impl<L: RaftLog> Replica<L> {
         let committed = ready.take_committed_entries();
         let messages = ready.take_persisted_messages();
         self.node.advance_append_async(ready);
+        let bytes = entries.iter().map(|entry| entry.data.len() + entry.context.len()).sum();
+        self.unpersisted_bytes += bytes;
         self.unpersisted.push_back(Unpersisted {
             number,
             writes,
+            bytes,
             last_index,
             messages,
         });
@@ -1303,7 +1325,6 @@ impl<L: RaftLog> Replica<L> {
                 .store
                 .term(self.applied)
                 .is_ok_and(|term| term == raft.term);
-        let timeout = self.config.election_ticks as u64;
         let standing = Standing {
             leader: raft.leader_id,
             role,
@@ -1311,7 +1332,7 @@ impl<L: RaftLog> Replica<L> {
             is_learner: self.part.is_learner,
             reads_locally: self.part.is_alone && has_begun && self.applied >= self.alone_from,
             has_begun,
-            is_stalled: self.writing_since.is_some_and(|since| self.ticks - since >= timeout),
+            is_stalled: self.is_stalled(),
             transferring_to: raft.lead_transferee.unwrap_or(0),
         };
         if standing != self.standing {

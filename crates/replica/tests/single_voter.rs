@@ -1,92 +1,19 @@
 //! A member that is alone, driven by hand: what it writes, when it applies, how proposals share entries.
 
+mod support;
+
 use std::sync::Arc;
 
-use api::codec::{Action, Operation, decode_entry, encode_operation};
-use api::kv::{Member, PutRequest};
+use api::codec::{Operation, decode_entry};
+use api::kv::Member;
 use api::{Error, RequestId};
 use metastore_replica::{Config, Effect, Input, Proposal, Replica, ReplicaError, Role};
 use mvcc::machine::Command;
 use mvcc::{Committed, Membership};
-use parking_lot::Mutex;
 use proptest::prelude::*;
 use raft::eraftpb::{Entry, HardState};
-use storage::{AppendStats, LogError, RaftLog};
-
-/// A log in memory whose writes are durable when the test says so: a crash loses the rest.
-#[derive(Default)]
-struct TestLog(Mutex<LogState>);
-
-#[derive(Default, Clone)]
-struct LogState {
-    trimmed: u64,
-    trimmed_term: u64,
-    entries: Vec<Entry>,
-    hard_state: HardState,
-}
-
-impl RaftLog for TestLog {
-    fn append(&self, entries: &[Entry], hard_state: Option<&HardState>, _: bool) -> Result<AppendStats, LogError> {
-        let mut state = self.0.lock();
-        if let Some(first) = entries.first() {
-            let keep = (first.index - 1 - state.trimmed) as usize;
-            state.entries.truncate(keep);
-            state.entries.extend_from_slice(entries);
-        }
-        if let Some(hard_state) = hard_state {
-            state.hard_state = hard_state.clone();
-        }
-        Ok(AppendStats::default())
-    }
-
-    fn hard_state(&self) -> Result<HardState, LogError> {
-        Ok(self.0.lock().hard_state.clone())
-    }
-
-    fn entries(&self, low: u64, high: u64, _: u64) -> Result<Vec<Entry>, LogError> {
-        let state = self.0.lock();
-        Ok(state.entries[(low - 1 - state.trimmed) as usize..(high - 1 - state.trimmed) as usize].to_vec())
-    }
-
-    fn term(&self, index: u64) -> Result<u64, LogError> {
-        let state = self.0.lock();
-        if index == state.trimmed {
-            return Ok(state.trimmed_term);
-        }
-        let last = state.trimmed + state.entries.len() as u64;
-        let at = index
-            .checked_sub(state.trimmed + 1)
-            .and_then(|at| state.entries.get(at as usize));
-        at.map(|entry| entry.term)
-            .ok_or(LogError::Missing { last, asked: index })
-    }
-
-    fn first_index(&self) -> u64 {
-        self.0.lock().trimmed + 1
-    }
-
-    fn last_index(&self) -> u64 {
-        let state = self.0.lock();
-        state.trimmed + state.entries.len() as u64
-    }
-
-    fn trim(&self, index: u64) -> Result<(), LogError> {
-        let term = self.term(index - 1)?;
-        let mut state = self.0.lock();
-        let count = (index - 1 - state.trimmed) as usize;
-        state.entries.drain(..count);
-        (state.trimmed, state.trimmed_term) = (index - 1, term);
-        Ok(())
-    }
-
-    fn reset(&self, _: u64, _: u64, _: &HardState) -> Result<(), LogError> {
-        unreachable!("no snapshots here")
-    }
-
-    fn disk_bytes(&self) -> u64 {
-        0
-    }
-}
+use storage::RaftLog;
+use support::{TestLog, propose};
 
 type Append = (u64, Vec<Entry>, Option<HardState>, bool);
 
@@ -198,20 +125,6 @@ fn ids(entry: &Committed) -> Vec<RequestId> {
         Command::Operations(data) => decode_entry(data).unwrap().iter().map(Operation::id).collect(),
         Command::MemberChange(_) => panic!("no configuration changes here"),
     }
-}
-
-fn propose(id: RequestId, value_len: usize) -> Input {
-    let put = PutRequest {
-        key: "k".into(),
-        value: vec![b'v'; value_len].into(),
-        ..Default::default()
-    };
-    let operation = encode_operation(&Operation::new(id, Action::Put(put)));
-    Input::Propose(Proposal {
-        id,
-        operation,
-        leader_term: 0,
-    })
 }
 
 fn config() -> Config {

@@ -28,6 +28,9 @@ use crate::store::NodeStore;
 
 /// Inputs that may wait for the replica before nothing more is read from the peers.
 const INPUTS_MAX: usize = 20_000;
+/// Bytes of peers' messages that may wait for the replica before nothing more is read from the peers. Beside them there is
+/// what every connection had read by then, a few frames, and what the replica has taken and is at work on.
+const INPUT_BYTES_MAX: usize = 64 << 20;
 /// Most peers that are remembered without being known to be members.
 const STRANGERS_MAX: usize = 64;
 /// How long a whole snapshot may take to be put in use.
@@ -98,6 +101,8 @@ impl<E: Engine> Handler for PeerHandler<E> {
         if is_stranger && !who.peer_urls.is_empty() {
             let known = {
                 let mut strangers = self.strangers.lock();
+                // Those that are known by now one way or the other.
+                strangers.retain(|&id, _| membership.get(id).is_none() && !membership.is_removed(id));
                 if strangers.len() >= STRANGERS_MAX && !strangers.contains_key(&who.from) {
                     let text = "too many members that this one does not know";
                     return Err(Refusal::new(RefuseReason::Stranger, text));
@@ -114,16 +119,24 @@ impl<E: Engine> Handler for PeerHandler<E> {
     }
 
     fn receive(&self, from: MemberId, messages: Vec<Bytes>) -> BoxFuture<'_, ()> {
-        for message in messages {
+        let decoded = messages.into_iter().filter_map(|message| {
+            let bytes = message.len();
             match PeerMessage::decode(message) {
-                Ok(message) => self.shared.inputs.push(Input::Receive(from, message)),
+                Ok(message) => Some((Input::Receive(from, message), bytes)),
                 Err(error) => {
                     tracing::warn!(from = format!("{from:x}"), %error, "a peer's message was dropped");
+                    None
                 }
             }
-        }
+        });
+        let decoded: Vec<_> = decoded.collect();
+        self.shared.inputs.push_all(decoded);
         Box::pin(async {
-            while self.shared.inputs.len() > INPUTS_MAX && !self.shared.stopping() {
+            let is_full = || {
+                let (inputs, bytes) = self.shared.inputs.waiting();
+                inputs > INPUTS_MAX || bytes > INPUT_BYTES_MAX
+            };
+            while is_full() && !self.shared.stopping() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         })
@@ -155,6 +168,11 @@ impl<E: Engine> Handler for PeerHandler<E> {
             return Err(Refusal::new(RefuseReason::Busy, "another snapshot is coming in"));
         }
         let receiving = Receiving(self.receiving.clone());
+        // One whose sender gave up, because this member's disk takes so long: it must not be exchanged for another one
+        // behind Raft's back.
+        if self.shared.staged.lock().is_some() {
+            return Err(Refusal::new(RefuseReason::Busy, "another snapshot is being put in use"));
+        }
         let failed = |error: String| Refusal::new(RefuseReason::Failed, error);
         let (engine, dir) = self.shared.place.stage().map_err(failed)?;
         let metadata = message.get_snapshot().get_metadata();

@@ -10,6 +10,8 @@ pub(crate) struct Inbox<T> {
 
 struct State<T> {
     items: Vec<T>,
+    /// Of the items that were pushed with their bytes.
+    bytes: usize,
     reader_waits: bool,
     closed: bool,
 }
@@ -18,6 +20,7 @@ impl<T> Inbox<T> {
     pub(crate) fn new() -> Self {
         let state = State {
             items: Vec::new(),
+            bytes: 0,
             reader_waits: false,
             closed: false,
         };
@@ -29,11 +32,22 @@ impl<T> Inbox<T> {
 
     /// Adds an item and wakes the reader. Dropped if the inbox is closed.
     pub(crate) fn push(&self, item: T) {
+        self.push_all([(item, 0)]);
+    }
+
+    /// Adds items, each with the bytes that it keeps in memory, and wakes the reader. Dropped if the inbox is closed.
+    pub(crate) fn push_all(&self, items: impl IntoIterator<Item = (T, usize)>) {
         let mut state = self.state.lock();
         if state.closed {
             return;
         }
-        state.items.push(item);
+        for (item, bytes) in items {
+            state.items.push(item);
+            state.bytes += bytes;
+        }
+        if state.items.is_empty() {
+            return;
+        }
         if std::mem::take(&mut state.reader_waits) {
             drop(state);
             self.arrived.notify_one();
@@ -59,6 +73,7 @@ impl<T> Inbox<T> {
             self.arrived.wait(&mut state);
         }
         state.reader_waits = false;
+        state.bytes = 0;
         out.append(&mut state.items);
         true
     }
@@ -66,13 +81,15 @@ impl<T> Inbox<T> {
     /// Moves what is there to the end of `out` without waiting; `false` once the inbox is closed and empty.
     pub(crate) fn take(&self, out: &mut Vec<T>) -> bool {
         let mut state = self.state.lock();
+        state.bytes = 0;
         out.append(&mut state.items);
         !(state.closed && out.is_empty())
     }
 
-    /// How many items wait.
-    pub(crate) fn len(&self) -> usize {
-        self.state.lock().items.len()
+    /// How many items wait, and their bytes, as far as they were pushed with them.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.items.len(), state.bytes)
     }
 
     /// Takes no more items; the reader gets what is there and then the end.

@@ -124,6 +124,10 @@ counters! {
     log_entries: "metastore_log_entries_total", "Entries written to the Raft log.";
     /// Log bytes.
     log_bytes: "metastore_log_write_bytes_total", "Bytes written to the Raft log.";
+    /// Log stalls.
+    log_stalls: "metastore_log_stalls_total", "Times that the Raft log's disk did not finish a write for an election timeout.";
+    /// Leadership given up.
+    leaders_fenced: "metastore_leaders_fenced_total", "Times that this member gave leadership up because its Raft log's disk was stalled.";
 }
 
 /// Registers a collector. All names are our own constants, so neither making nor registering one can fail.
@@ -448,6 +452,11 @@ impl Metrics {
             f64::from(shared.standing().is_stalled),
         );
         set(
+            "metastore_log_stalled_seconds",
+            "For how long the Raft log's disk has not finished a write, if that is an election timeout or more.",
+            shared.log_stalled().unwrap_or_default().as_secs_f64(),
+        );
+        set(
             "metastore_quarantined",
             "Whether this member's state was found to differ from that of the others.",
             f64::from(shared.quarantined.load(Ordering::Relaxed)),
@@ -496,7 +505,12 @@ impl Metrics {
         set(
             "metastore_replica_inputs",
             "Inputs that wait for the replica.",
-            shared.inputs.len() as f64,
+            shared.inputs.waiting().0 as f64,
+        );
+        set(
+            "metastore_replica_input_bytes",
+            "Bytes of peers' messages that wait for the replica.",
+            shared.inputs.waiting().1 as f64,
         );
         set(
             "etcd_server_quota_backend_bytes",

@@ -192,6 +192,8 @@ pub(crate) struct Shared<E: Engine> {
     /// Whether this member was removed from the cluster.
     pub(crate) removed: watch::Sender<bool>,
     pub(crate) reads_locally: AtomicBool,
+    /// Since when the Raft log's disk has been stalled, by [`Shared::now_ms`]; 0 if it is not.
+    stalled_since_ms: AtomicU64,
     pub(crate) leader: AtomicU64,
     pub(crate) term: AtomicU64,
     pub(crate) committed: AtomicU64,
@@ -213,6 +215,12 @@ impl<E: Engine> Shared<E> {
     /// Milliseconds of a clock that never goes back.
     pub(crate) fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// For how long the Raft log's disk has not finished a write, if that is an election timeout or more.
+    pub(crate) fn log_stalled(&self) -> Option<Duration> {
+        let since_ms = self.stalled_since_ms.load(Ordering::Acquire);
+        (since_ms > 0).then(|| Duration::from_millis(self.now_ms().saturating_sub(since_ms)))
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -340,6 +348,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             quarantined: AtomicBool::new(false),
             removed: watch::Sender::new(false),
             reads_locally: AtomicBool::new(false),
+            stalled_since_ms: AtomicU64::new(0),
             leader: AtomicU64::new(0),
             term: AtomicU64::new(replica.standing().term),
             committed: AtomicU64::new(replica.committed()),
@@ -594,13 +603,31 @@ fn take_standing<E: Engine>(shared: &Shared<E>, standing: Standing) {
         );
     }
     if standing.is_stalled != before.is_stalled {
+        let timeout_ms = u64::try_from(shared.config.election_timeout.as_millis()).unwrap_or(u64::MAX);
         if standing.is_stalled {
+            shared
+                .stalled_since_ms
+                .store(shared.now_ms().saturating_sub(timeout_ms).max(1), Ordering::Release);
+            shared.metrics.log_stalls.fetch_add(1, Ordering::Relaxed);
             tracing::error!(
                 "the Raft log's disk has not finished a write for an election timeout; this member must not lead"
             );
         } else {
-            tracing::info!("the Raft log's disk takes writes again");
+            let stalled = shared.log_stalled().unwrap_or_default();
+            shared.stalled_since_ms.store(0, Ordering::Release);
+            tracing::info!(
+                stalled_ms = stalled.as_millis() as u64,
+                "the Raft log's disk takes writes again"
+            );
         }
+    }
+    if before.role == Role::Leader && standing.role != Role::Leader && standing.is_stalled {
+        shared.metrics.leaders_fenced.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            leader = format!("{:x}", standing.leader),
+            term = standing.term,
+            "this member has given leadership up, because its Raft log's disk is stalled"
+        );
     }
     let mut lessor = shared.lessor.lock();
     // From the first entry of its own term on: by then it knows every lease that there is.
@@ -929,7 +956,20 @@ fn apply_some<E: Engine>(
     entries: &[Committed],
 ) -> Result<bool, mvcc::machine::ApplyError> {
     let begun = Instant::now();
-    let applied = machine.apply(entries)?;
+    // The lease's clock hears of it before anybody can see it: who watched a lease's key go finds no lease.
+    let applied = machine.apply_telling(entries, |changes| {
+        if changes.is_empty() {
+            return;
+        }
+        let now_ms = shared.now_ms();
+        let mut lessor = shared.lessor.lock();
+        for change in changes {
+            lessor.apply(*change, now_ms);
+            if let LeaseChange::Revoked { .. } = change {
+                shared.metrics.leases_revoked.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    })?;
     let took = begun.elapsed();
     shared.metrics.applied(entries.len(), &applied, took);
     if took > shared.config.warn_apply {
@@ -940,16 +980,6 @@ fn apply_some<E: Engine>(
             expected_ms = shared.config.warn_apply.as_millis() as u64,
             "apply request took too long"
         );
-    }
-    if !applied.lease_changes.is_empty() {
-        let now_ms = shared.now_ms();
-        let mut lessor = shared.lessor.lock();
-        for change in &applied.lease_changes {
-            lessor.apply(*change, now_ms);
-            if let LeaseChange::Revoked { .. } = change {
-                shared.metrics.leases_revoked.fetch_add(1, Ordering::Relaxed);
-            }
-        }
     }
     let index = entries.last().map_or(0, |entry| entry.index);
     {

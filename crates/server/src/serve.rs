@@ -99,6 +99,8 @@ pub struct ServerConfig {
     pub raft_read_timeout: Duration,
     /// How long a peer may take to accept what it is sent (`--raft-write-timeout`).
     pub raft_write_timeout: Duration,
+    /// Most bytes a second that a snapshot is sent to a member with; 0 for no limit (`--snapshot-send-bytes-per-second`).
+    pub snapshot_bytes_per_second: u64,
     /// Where to listen for clients.
     pub listen: Vec<Listen>,
     /// TLS for clients; needs a certificate, or to be allowed to make one, if any of `listen` is for TLS.
@@ -218,7 +220,8 @@ pub fn run(
     let peers = peer::Settings {
         raft_read_timeout: config.raft_read_timeout,
         raft_write_timeout: config.raft_write_timeout,
-        ..peer::Settings::default()
+        snapshot_bytes_per_second: config.snapshot_bytes_per_second,
+        ..peer::Settings::for_entries(largest_entry_bytes(&config.node))
     };
     let member_tls = |options: TlsOptions| -> Result<peer::Tls, TlsError> {
         let (server, client) = (TlsServer::new(options.clone())?, TlsClient::new(options)?);
@@ -228,6 +231,7 @@ pub fn run(
             client: Some(Arc::new(move || Ok(client_config()))),
             verify_peer: None,
             verify_accepted: Some(server.verify_hook()),
+            log_rejected: Some(Arc::new(move |origin, error| server.log_rejected(origin, error))),
         })
     };
     // Whoever joins asks its peers before it has a place for a certificate of its own; they are asked with what was given.
@@ -423,6 +427,11 @@ pub fn run(
     peer_runtime.shutdown_timeout(Duration::from_millis(500));
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Most bytes of one log entry, about: a batch, or one operation that is larger than that.
+fn largest_entry_bytes(config: &NodeConfig) -> usize {
+    config.replica.batch_bytes_max.max(config.limits.request_bytes_max)
 }
 
 /// A number that no earlier start of this member had: the time in nanoseconds, mixed with the process's own random keys.

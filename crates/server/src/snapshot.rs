@@ -22,6 +22,16 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// How long a view is kept for a transfer that does not begin or go on. It holds up the space of what is deleted.
 pub(crate) const UNUSED_MAX: Duration = Duration::from_secs(120);
 
+/// Lets all other threads go first: a snapshot has time, and a client has not. As well as can be: it is no reason to
+/// send none.
+pub(crate) fn let_others_go_first() {
+    // Linux keeps this for each thread, by the thread's own id.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 10) {
+        tracing::debug!(%error, "a thread for snapshots keeps its priority");
+    }
+}
+
 /// What a view includes.
 pub(crate) struct Snapshot {
     pub(crate) index: RaftIndex,
@@ -70,6 +80,7 @@ pub(crate) fn take<E: Engine>(
 ) -> std::io::Result<()> {
     let run = move || {
         let view = engine.view();
+        let_others_go_first();
         let (asks, asked) = sync_channel(1);
         match Machine::<E>::state_in(&view) {
             Ok((index, term, membership)) => ready(Ok(Snapshot {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use api::codec::{
     Action, LeaseCheckpoint, LeaseCheckpointRequest, MemberAttributes, MemberAttributesRequest, MemberChange,
@@ -248,6 +249,13 @@ impl<E: Engine> NodeStore<E> {
             }
         })
     }
+}
+
+fn log_stalled_text(stalled: Duration) -> String {
+    format!(
+        "metastore: the disk of the Raft log has not finished a write for {}s",
+        stalled.as_secs()
+    )
 }
 
 /// Even a range with a small limit walks over all its keys, to count them.
@@ -507,6 +515,10 @@ impl<E: Engine> Store for NodeStore<E> {
         if standing.leader == 0 {
             errors.push(Error::NoLeader.message().to_owned());
         }
+        let log_stalled = shared.log_stalled();
+        if let Some(stalled) = log_stalled {
+            errors.push(log_stalled_text(stalled));
+        }
         for alarm in &alarms {
             errors.push(match alarm {
                 Alarm::NoSpace(member) => format!("memberID:{member} alarm:NOSPACE "),
@@ -524,6 +536,7 @@ impl<E: Engine> Store for NodeStore<E> {
             is_learner: standing.is_learner,
             errors,
             alarms,
+            log_stalled,
         }
     }
 

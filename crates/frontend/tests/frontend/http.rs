@@ -192,6 +192,28 @@ async fn members_of_a_cluster_say_what_they_lack() {
     store.state().status.alarms = vec![Alarm::NoSpace(99)];
     assert_eq!(get(&store, "/readyz").await, answer(200, "ok\n"));
 
+    // A disk that does not take the Raft log's writes: of no use for writes, whatever the part that the member plays.
+    store.state().status.alarms.clear();
+    store.state().status.log_stalled = Some(std::time::Duration::from_millis(1300));
+    let stalled = "the disk of the Raft log has not finished a write for 1.3s";
+    assert_eq!(get(&store, "/health").await, sick(&format!("LOG_STALLED: {stalled}")));
+    assert_eq!(get(&store, "/health?exclude=LOG_STALLED").await, healthy);
+    assert_eq!(get(&store, "/livez").await, answer(200, "ok\n"));
+    let failed = answer(503, &format!("[-]log_write failed: {stalled}\n\n"));
+    assert_eq!(get(&store, "/readyz/log_write").await, failed);
+    let (status, body) = get(&store, "/readyz").await;
+    assert_eq!(status, 503);
+    assert!(
+        body.starts_with(&format!("[-]log_write failed: {stalled}\n[+]data_corruption ok\n")),
+        "{body}"
+    );
+    assert_eq!(get(&store, "/readyz?exclude=log_write").await, answer(200, "ok\n"));
+    store.state().status.log_stalled = None;
+    assert_eq!(
+        get(&store, "/readyz/log_write?verbose").await,
+        answer(200, "[+]log_write ok\nok\n")
+    );
+
     // A learner is healthy, and not to be sent work. Its own probes are reads of the store, not calls of a client.
     store.state().status.alarms.clear();
     store.state().status.is_learner = true;

@@ -10,6 +10,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::address::{PeerUrl, Place};
 use super::frame::{FrameReader, FrameWriter};
 use super::settings::Tls;
+use crate::tls::HandshakeError;
 
 /// A connection's bytes.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -65,7 +66,18 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
 }
 
 /// Speaks TLS as the accepting side. `origin` says where the connection comes from.
-pub(super) async fn accept_tls(plain: Stream, tls: &Tls, origin: &str) -> io::Result<Stream> {
+pub(super) async fn accept_tls(plain: Stream, tls: &Tls, origin: &str) -> Result<Stream, HandshakeError> {
+    let accepted = try_accept_tls(plain, tls, origin).await;
+    accepted.map_err(|error| {
+        let error = HandshakeError::from(error);
+        if let Some(log_rejected) = &tls.log_rejected {
+            log_rejected(origin, &error);
+        }
+        error
+    })
+}
+
+async fn try_accept_tls(plain: Stream, tls: &Tls, origin: &str) -> io::Result<Stream> {
     let factory = tls
         .server
         .as_ref()

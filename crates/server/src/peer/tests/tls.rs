@@ -60,6 +60,7 @@ fn mutual(issuer: &Authority, trusted: &Authority, name: &str) -> Tls {
         client: Some(Arc::new(move || Ok(client.clone()))),
         verify_peer: None,
         verify_accepted: None,
+        log_rejected: None,
     }
 }
 
