@@ -71,6 +71,7 @@ pub(crate) struct Setup {
     /// Where the output goes; one file for all starts.
     pub(crate) log: PathBuf,
     args: Vec<String>,
+    env: Vec<(String, std::ffi::OsString)>,
 }
 
 impl Setup {
@@ -82,12 +83,19 @@ impl Setup {
             port: free_port(),
             log: base.join("log"),
             args: Vec::new(),
+            env: Vec::new(),
         }
     }
 
     /// Adds a flag.
     pub(crate) fn arg(mut self, arg: impl Into<String>) -> Setup {
         self.args.push(arg.into());
+        self
+    }
+
+    /// Sets a variable of its environment, which is empty otherwise.
+    pub(crate) fn env(mut self, name: &str, value: impl Into<std::ffi::OsString>) -> Setup {
+        self.env.push((name.to_owned(), value.into()));
         self
     }
 
@@ -110,6 +118,7 @@ impl Setup {
         let log_start = log.metadata().expect("the log is there").len();
         let child = Command::new(binary())
             .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--data-dir")
             .arg(&self.data_dir)
             .arg(format!("--listen-client-urls={}", self.url()))
