@@ -1,9 +1,9 @@
 # make run    start a node (builds it first): clients at http://localhost:2379, data in ./default.metastore
-# make test   the whole test suite
+# make test   the whole test suite; at its end a few minutes of real clusters under random faults, where there is Go
 # make check  what must pass before a change lands: lint, deny, test
 # make bench  the benchmarks
 # make sim    clusters under simulation, all cores, until it is interrupted; SIM="--seed 7" for one seed
-# make robustness  random faults on a real cluster, on each engine; DURATION=10m SEED=7 for more than a minute
+# make robustness  random faults on a real cluster, on each engine; DURATION=10m SEED=7 for more than 40 s each
 # make compat  etcd's own tests and clients in several languages against our binary; compat-ci is a part of a few minutes
 # Flags for the node: make run ARGS="--storage memory"
 
@@ -14,6 +14,7 @@ run: deps
 
 test: test-deps
 	cargo test --locked --workspace
+	scripts/robustness.sh
 
 sim: deps
 	cargo run --locked --release -p metastore-sim -- $(SIM)

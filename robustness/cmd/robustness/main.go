@@ -114,7 +114,7 @@ func single(ctx context.Context, name string, cfg scenario.Config, keep bool) (i
 		cfg.Cluster.Bin, strings.Join(cfg.Cluster.Args, " "), cfg.Out)
 	// Whatever hangs, the harness ends, and with it every process it started.
 	limit := cfg.Duration + 10*time.Minute
-	if name == "snapshot-catchup" {
+	if strings.HasPrefix(name, "snapshot-") {
 		limit += 30 * time.Minute
 	}
 	dead := time.AfterFunc(limit, func() {

@@ -76,6 +76,24 @@ type Network struct {
 	Strangers atomic.Int64
 	// Opened counts connections between members.
 	Opened atomic.Int64
+	// Done counts what the rules did.
+	Done Effects
+}
+
+// Effects counts what was done to the traffic, so that a fault that did nothing is noticed.
+type Effects struct {
+	HeldBytes      atomic.Int64 // held back until the rule changed
+	DiscardedBytes atomic.Int64
+	DelayedBytes   atomic.Int64
+	SlowedBytes    atomic.Int64 // sent over a link with few bytes a second
+	Resets         atomic.Int64 // of connections, by Reset and ResetEvery
+	Overtaken      atomic.Int64 // connections that later ones may overtake
+	LateBytes      atomic.Int64 // delivered from such a connection after its sender had lost it
+}
+
+func (e *Effects) String() string {
+	return fmt.Sprintf("bytes held %d, discarded %d, delayed %d, slowed %d, late %d; connections reset %d, overtaken %d", e.HeldBytes.Load(),
+		e.DiscardedBytes.Load(), e.DelayedBytes.Load(), e.SlowedBytes.Load(), e.LateBytes.Load(), e.Resets.Load(), e.Overtaken.Load())
 }
 
 // New listens for all targets. pids gives the members' processes: process id to index.
@@ -116,6 +134,7 @@ func (n *Network) Set(from, to int, r Rule) {
 	if r.Mode == Reset || old.Mode == Discard {
 		for _, p := range n.between(from, to) {
 			if r.Mode == Reset || p.lost.Load() {
+				n.Done.Resets.Add(1)
 				p.reset()
 			}
 		}
@@ -239,6 +258,7 @@ func (n *Network) breakAtRandom() {
 			back, _ := n.links[p.to][p.from].get()
 			switch {
 			case happens(there.ResetEvery), happens(back.ResetEvery):
+				n.Done.Resets.Add(1)
 				p.reset()
 			case happens(there.OvertakeEvery):
 				p.overtake(true)

@@ -118,6 +118,9 @@ func (p *pipe) read(src *net.TCPConn, queue chan<- chunk, l *link) {
 				due = last
 			}
 			last = due
+			if rule.Delay > 0 || rule.Jitter > 0 {
+				p.net.Done.DelayedBytes.Add(int64(n))
+			}
 			select {
 			case queue <- chunk{buf[:n:n], due}:
 			case <-p.closed:
@@ -144,6 +147,7 @@ func (p *pipe) write(dst *net.TCPConn, queue <-chan chunk, l *link, lost *atomic
 			rule, changed := l.get()
 			switch rule.Mode {
 			case Hold:
+				p.net.Done.HeldBytes.Add(int64(len(c.data)))
 				select {
 				case <-changed:
 				case <-p.closed:
@@ -154,6 +158,7 @@ func (p *pipe) write(dst *net.TCPConn, queue <-chan chunk, l *link, lost *atomic
 				return errClosed
 			}
 			if rule.Mode == Discard || lost.Load() {
+				p.net.Done.DiscardedBytes.Add(int64(len(c.data)))
 				lost.Store(true)
 				p.lost.Store(true)
 				break
@@ -161,12 +166,16 @@ func (p *pipe) write(dst *net.TCPConn, queue <-chan chunk, l *link, lost *atomic
 			part := c.data
 			if rule.BytesPerSecond > 0 {
 				part = part[:min(len(part), sliceBytes)]
+				p.net.Done.SlowedBytes.Add(int64(len(part)))
 				if err := p.sleep(time.Duration(float64(len(part)) / float64(rule.BytesPerSecond) * 1e9)); err != nil {
 					return err
 				}
 			}
 			if _, err := dst.Write(part); err != nil {
 				return err
+			}
+			if p.late.Load() > 0 {
+				p.net.Done.LateBytes.Add(int64(len(part)))
 			}
 			c.data = c.data[len(part):]
 		}
@@ -217,6 +226,7 @@ func (p *pipe) overtake(fromOpener bool) {
 	if p.target == nil || p.late.Load() != 0 {
 		return
 	}
+	p.net.Done.Overtaken.Add(1)
 	p.late.Store(int64(100+rand.IntN(400)) * int64(time.Millisecond))
 	if fromOpener {
 		hardClose(p.opener)

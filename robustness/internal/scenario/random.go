@@ -271,7 +271,7 @@ func (r *run) report(h *history.History, windows []window) {
 	r.line("revisions: %d, compacted at %d; watches: %d, events received: %d; leases: %d (%d never revoked), keep-alives: %d",
 		result.Revisions, h.Compacted, watches, events, len(h.Leases), expired, alives)
 	if r.c.Net != nil {
-		r.line("peer connections: %d, of unknown origin: %d", r.c.Net.Opened.Load(), r.c.Net.Strangers.Load())
+		r.line("peer connections: %d, of unknown origin: %d; %s", r.c.Net.Opened.Load(), r.c.Net.Strangers.Load(), &r.c.Net.Done)
 	}
 	r.line("checked in %v: events, watch, outcome, revision, serializable, lease, final, linearizability", time.Since(began).Round(time.Millisecond))
 	for _, n := range result.Notes {

@@ -7,11 +7,13 @@ import (
 )
 
 var scenarios = map[string]func(context.Context, Config) (*Outcome, error){
-	"random":           Random,
-	"rolling-restart":  RollingRestart,
-	"move-leader":      MoveLeader,
-	"stale-read":       StaleRead,
-	"snapshot-catchup": SnapshotCatchup,
+	"random":               Random,
+	"rolling-restart":      RollingRestart,
+	"move-leader":          MoveLeader,
+	"stale-read":           StaleRead,
+	"snapshot-catchup":     SnapshotCatchup,
+	"snapshot-interrupted": SnapshotInterrupted,
+	"fault-check":          FaultCheck,
 }
 
 // Names lists the scenarios.
