@@ -566,10 +566,14 @@ endpoint health --endpoints=@leader --command-timeout=2s
 start f1
 until endpoint health --endpoints=@leader
 """),
-    ("just-started", "changes before members have been connected for 5 s", [], """
+    ("just-started", "changes before a member has been connected for 5 s: one that was restarted counts from then on", [], """
+connected
+stop f1
+start f1
+until get k --endpoints=@f1
 member add other --peer-urls=http://127.0.0.1:1
 member add other --learner --peer-urls=http://127.0.0.1:1
-member remove $f1
+member remove $f2
 """),
     ("not-strict", "a voter that is not started, without the strict check", ["--strict-reconfig-check=false"], """
 member add v --peer-urls=http://127.0.0.1:1
