@@ -6,6 +6,7 @@
 //! | Cluster | all of it |
 //! | Maintenance | Alarm, HashKV, MoveLeader, Status |
 //! | Auth | AuthStatus and Authenticate, of a store where auth is off |
+//! | Lock, Election | all of it |
 //! | `grpc.health.v1` | all of it |
 //!
 //! Every other method of etcd's API answers Unimplemented and says so.
@@ -16,11 +17,14 @@ pub mod methods;
 mod auth;
 pub(crate) mod call;
 mod cluster;
+mod election;
 mod health;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
 mod peer_urls;
+mod queue;
 mod status;
 mod watch;
 
@@ -39,6 +43,8 @@ use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::health::health_server::HealthServer;
+use crate::proto::v3electionpb::election_server::ElectionServer;
+use crate::proto::v3lockpb::lock_server::LockServer;
 
 pub(crate) use call::{ByLearner, Call, Guard, Inbound, Outbound};
 use methods::Method;
@@ -52,6 +58,8 @@ pub(crate) struct Services<S: Store> {
     cluster: ClusterServer<cluster::Cluster<S>>,
     maintenance: MaintenanceServer<maintenance::Maintenance<S>>,
     auth: AuthServer<auth::Auth<S>>,
+    lock: LockServer<lock::Lock<S>>,
+    election: ElectionServer<election::Election<S>>,
     health: HealthServer<health::Health>,
 }
 
@@ -72,7 +80,9 @@ impl<S: Store> Services<S> {
             lease: server!(LeaseServer, lease::Lease(store.clone())),
             cluster: server!(ClusterServer, cluster::Cluster(store.clone())),
             maintenance: server!(MaintenanceServer, maintenance::Maintenance(store.clone())),
-            auth: server!(AuthServer, auth::Auth(store)),
+            auth: server!(AuthServer, auth::Auth(store.clone())),
+            lock: server!(LockServer, lock::Lock(store.clone())),
+            election: server!(ElectionServer, election::Election(store)),
             health: server!(HealthServer, health::Health),
         }
     }
@@ -92,6 +102,8 @@ impl<S: Store> Services<S> {
                 self.maintenance.clone().call(request)
             }
             ("etcdserverpb.Auth", "AuthStatus" | "Authenticate") => self.auth.clone().call(request),
+            ("v3lockpb.Lock", _) => self.lock.clone().call(request),
+            ("v3electionpb.Election", _) => self.election.clone().call(request),
             ("grpc.health.v1.Health", _) => self.health.clone().call(request),
             _ => return None,
         })

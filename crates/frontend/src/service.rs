@@ -166,6 +166,7 @@ impl<S: Store> Frontend<S> {
             return Err(status);
         };
         let guard = match method.kind {
+            CallKind::Unary if method.waits() => self.guard(false),
             CallKind::Unary => None,
             _ => self.guard(needs_leader),
         };
@@ -319,6 +320,18 @@ impl Future for ResponseFuture {
         match &mut self.0 {
             State::Grpc { reply, call, guard } => {
                 let polled = catch_unwind(AssertUnwindSafe(|| reply.as_mut().poll(context)));
+                if matches!(polled, Ok(Poll::Pending))
+                    && let Some(waiting) = guard
+                    && let Poll::Ready(error) = waiting.as_mut().poll(context)
+                {
+                    let status = status(error);
+                    if let Some(mut call) = call.take() {
+                        call.end(status.code());
+                    }
+                    // The handler's own clean-up begins here, not when the client has taken the response.
+                    self.0 = State::Refused(None);
+                    return Poll::Ready(Ok(refusal(status)));
+                }
                 let mut call = match &polled {
                     Ok(Poll::Pending) => return Poll::Pending,
                     _ => call.take().expect("polled again after its response"),

@@ -28,6 +28,8 @@ on_both_engines! { 60;
     watches_in_fragments,
     leases,
     leases_expire,
+    locks,
+    elections,
     compaction,
     status_and_members,
     large_values_and_limits,
@@ -1106,4 +1108,103 @@ async fn a_restart_keeps_everything(storage: Storage) {
         .unwrap();
     assert_eq!((left.granted_ttl(), left.keys()), (500, &[b"leased".to_vec()][..]));
     assert_eq!(put(&mut client, "next", "").await, 103);
+}
+
+async fn locks(storage: Storage) {
+    let (_dir, node) = fresh(storage);
+    let mut client = node.client().await;
+    let first = client.lock("l", None).await.unwrap();
+    assert!(text(first.key()).starts_with("l/"));
+    let mut other = client.clone();
+    let waiting = tokio::spawn(async move { other.lock("l", None).await.unwrap().key().to_vec() });
+    let holders = || {
+        Some(
+            GetOptions::new()
+                .with_prefix()
+                .with_sort(SortTarget::Create, SortOrder::Ascend),
+        )
+    };
+    while client.get("l/", holders()).await.unwrap().count() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!waiting.is_finished());
+    client.unlock(first.key()).await.unwrap();
+    let second = waiting.await.unwrap();
+    assert_eq!(keys(&client.get("l/", holders()).await.unwrap()), [text(&second)]);
+
+    // Whoever gives up leaves the line, and so does whoever's lease ends.
+    let mut other = client.clone();
+    let waiting = tokio::spawn(async move { other.lock("l", None).await });
+    while client.get("l/", holders()).await.unwrap().count() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    waiting.abort();
+    while client.get("l/", holders()).await.unwrap().count() > 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client
+        .lease_grant(600, Some(LeaseGrantOptions::new().with_id(0x1f)))
+        .await
+        .unwrap();
+    let options = || Some(etcd_client::LockOptions::new().with_lease(0x1f));
+    let mut other = client.clone();
+    let waiting = tokio::spawn(async move { other.lock("l", options()).await });
+    while keys(&client.get("l/", holders()).await.unwrap()) != [text(&second), "l/1f"] {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.lease_revoke(0x1f).await.unwrap();
+    client.unlock(second).await.unwrap();
+    assert_refused(waiting.await.unwrap(), code::UNKNOWN, "mutex: session is expired");
+    assert_refused(
+        client.lock("l", options()).await,
+        code::UNKNOWN,
+        "etcdserver: requested lease not found",
+    );
+}
+
+async fn elections(storage: Storage) {
+    let (_dir, node) = fresh(storage);
+    let mut client = node.client().await;
+    for id in [1, 2] {
+        client
+            .lease_grant(600, Some(LeaseGrantOptions::new().with_id(id)))
+            .await
+            .unwrap();
+    }
+    assert_refused(client.leader("e").await, code::UNKNOWN, "election: no leader");
+    let mut observed = client.observe("e").await.unwrap();
+    let won = client.campaign("e", "a", 1).await.unwrap();
+    let leader = won.leader().unwrap().clone();
+    assert_eq!((text(leader.key()), leader.rev(), leader.lease()), ("e/1", 2, 1));
+    let seen = observed.message().await.unwrap().unwrap();
+    assert_eq!(text(seen.kv().unwrap().value()), "a");
+
+    let mut other = client.clone();
+    let waiting = tokio::spawn(async move { other.campaign("e", "b", 2).await.unwrap() });
+    while client.get("e/2", None).await.unwrap().count() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let options = || etcd_client::ProclaimOptions::new().with_leader(leader.clone());
+    client.proclaim("a2", Some(options())).await.unwrap();
+    assert_eq!(
+        text(observed.message().await.unwrap().unwrap().kv().unwrap().value()),
+        "a2"
+    );
+    assert!(!waiting.is_finished());
+    // Its lease ends, and the next one leads.
+    client.lease_revoke(1).await.unwrap();
+    let won = waiting.await.unwrap();
+    assert_eq!(text(won.leader().unwrap().key()), "e/2");
+    assert_eq!(
+        text(observed.message().await.unwrap().unwrap().kv().unwrap().key()),
+        "e/2"
+    );
+    assert_refused(
+        client.proclaim("a3", Some(options())).await,
+        code::UNKNOWN,
+        "election: not leader",
+    );
+    let resign = etcd_client::ResignOptions::new().with_leader(won.leader().unwrap().clone());
+    client.resign(Some(resign)).await.unwrap();
+    assert_refused(client.leader("e").await, code::UNKNOWN, "election: no leader");
 }

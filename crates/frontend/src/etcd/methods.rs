@@ -40,6 +40,16 @@ pub struct Method {
     pub kind: CallKind,
 }
 
+impl Method {
+    /// Whether a call may take ever so long although it has one reply: it waits for other clients.
+    pub(crate) fn waits(&self) -> bool {
+        matches!(
+            (self.service, self.name),
+            ("v3lockpb.Lock", "Lock") | ("v3electionpb.Election", "Campaign")
+        )
+    }
+}
+
 /// A gRPC service.
 #[derive(Debug)]
 pub struct Service {

@@ -34,6 +34,10 @@ pub(crate) struct State {
     pub(crate) write_after_scan: bool,
     /// The pages that were asked for.
     pub(crate) scans: Vec<ScanRequest>,
+    /// For whom calls were made.
+    pub(crate) acted_for: Vec<Credentials>,
+    /// The leases that were granted.
+    pub(crate) leases: Vec<LeaseId>,
     /// How many outputs watch streams have given away.
     pub(crate) outputs: usize,
     revision: Revision,
@@ -75,6 +79,8 @@ impl Fake {
                 alarm_requests: Vec::new(),
                 write_after_scan: false,
                 scans: Vec::new(),
+                acted_for: Vec::new(),
+                leases: Vec::new(),
                 outputs: 0,
                 revision: 1,
                 log: Vec::new(),
@@ -125,20 +131,49 @@ impl State {
 
     fn put_all(&mut self, pairs: impl IntoIterator<Item = (String, Vec<u8>)>) -> Revision {
         let revision = self.revision + 1;
-        let event = |(key, value): (String, Vec<u8>)| Event {
-            r#type: EventType::Put.into(),
-            kv: Some(KeyValue {
-                key: key.into(),
-                create_revision: revision,
-                mod_revision: revision,
-                version: 1,
-                value: value.into(),
-                lease: 0,
-            }),
-            prev_kv: None,
+        let event = |(key, value): (String, Vec<u8>)| {
+            let before = self.read(Span::Key(key.as_bytes()), self.revision).pop();
+            Event {
+                r#type: EventType::Put.into(),
+                kv: Some(KeyValue {
+                    key: key.into(),
+                    create_revision: before.as_ref().map_or(revision, |kv| kv.create_revision),
+                    mod_revision: revision,
+                    version: before.as_ref().map_or(1, |kv| kv.version + 1),
+                    value: value.into(),
+                    lease: 0,
+                }),
+                prev_kv: None,
+            }
         };
         let events = pairs.into_iter().map(event).collect();
         self.append(events)
+    }
+
+    fn range(&self, request: &RangeRequest, revision: Revision) -> RangeResponse {
+        let mut kvs = self.read(request.span(), revision);
+        let count = i64::try_from(kvs.len()).expect("few");
+        if request.max_create_revision > 0 {
+            kvs.retain(|kv| kv.create_revision <= request.max_create_revision);
+        }
+        if request.sort_target == SortTarget::Create as i32 {
+            kvs.sort_by_key(|kv| kv.create_revision);
+        }
+        if request.sort_order == SortOrder::Descend as i32 {
+            kvs.reverse();
+        }
+        if request.limit > 0 {
+            kvs.truncate(usize::try_from(request.limit).expect("few"));
+        }
+        if request.count_only {
+            kvs.clear();
+        }
+        RangeResponse {
+            header: Some(self.header()),
+            kvs,
+            more: false,
+            count,
+        }
     }
 
     fn header(&self) -> ResponseHeader {
@@ -194,7 +229,8 @@ impl State {
 impl Store for Fake {
     type Watch = FakeWatch;
 
-    fn on_behalf_of(&self, _: Credentials) -> Self {
+    fn on_behalf_of(&self, credentials: Credentials) -> Self {
+        self.state().acted_for.push(credentials);
         self.clone()
     }
 
@@ -207,17 +243,7 @@ impl Store for Fake {
         if let Some(error) = state.linearizable_failure.filter(|_| !request.serializable) {
             return Err(error);
         }
-        let mut kvs = state.read(request.span(), revision);
-        let count = i64::try_from(kvs.len()).expect("few");
-        if request.count_only {
-            kvs.clear();
-        }
-        Ok(RangeResponse {
-            header: Some(state.header()),
-            kvs,
-            more: false,
-            count,
-        })
+        Ok(state.range(&request, revision))
     }
 
     async fn scan(&self, request: ScanRequest) -> Result<ScanPage> {
@@ -255,7 +281,7 @@ impl Store for Fake {
     async fn put(&self, request: PutRequest) -> Result<PutResponse> {
         let mut state = self.state();
         state.check(0)?;
-        let key = String::from_utf8(request.key.to_vec()).expect("tests use text");
+        let key = String::from_utf8(request.key.to_vec()).expect("tests use text for keys");
         state.put_all([(key, request.value.to_vec())]);
         Ok(PutResponse {
             header: Some(state.header()),
@@ -263,14 +289,63 @@ impl Store for Fake {
         })
     }
 
-    async fn delete_range(&self, _: DeleteRangeRequest) -> Result<DeleteRangeResponse> {
-        self.state().check(0)?;
-        Ok(DeleteRangeResponse::default())
+    async fn delete_range(&self, request: DeleteRangeRequest) -> Result<DeleteRangeResponse> {
+        let mut state = self.state();
+        let revision = state.check(0)?;
+        let found = state.read(Span::new(&request.key, &request.range_end), revision);
+        let deleted = i64::try_from(found.len()).expect("few");
+        let mod_revision = revision + 1;
+        let gone = |kv: KeyValue| Event {
+            r#type: EventType::Delete.into(),
+            kv: Some(KeyValue {
+                key: kv.key,
+                mod_revision,
+                ..Default::default()
+            }),
+            prev_kv: None,
+        };
+        if deleted > 0 {
+            state.append(found.into_iter().map(gone).collect());
+        }
+        Ok(DeleteRangeResponse {
+            header: Some(state.header()),
+            deleted,
+            prev_kvs: Vec::new(),
+        })
     }
 
-    async fn txn(&self, _: TxnRequest) -> Result<TxnResponse> {
-        self.state().check(0)?;
-        Ok(TxnResponse::default())
+    /// Knows what the services here send: compares of create revisions, and at most one write, in either branch.
+    async fn txn(&self, request: TxnRequest) -> Result<TxnResponse> {
+        let mut responses = Vec::new();
+        let now = self.state().check(0)?;
+        let holds = |compare: &Compare| {
+            let found = self.state().read(Span::Key(&compare.key), now);
+            let created = found.first().map_or(0, |kv| kv.create_revision);
+            compare.target_union == Some(TargetUnion::CreateRevision(created))
+        };
+        let succeeded = request.compare.iter().all(holds);
+        for op in if succeeded { request.success } else { request.failure } {
+            let response = match op.request.expect("no operation is empty") {
+                RequestOpKind::Put(put) if put.lease != 0 && !self.state().leases.contains(&put.lease) => {
+                    return Err(Error::LeaseNotFound);
+                }
+                RequestOpKind::Put(put) => ResponseOpKind::Put(self.put(put).await?),
+                RequestOpKind::DeleteRange(delete) => ResponseOpKind::DeleteRange(self.delete_range(delete).await?),
+                RequestOpKind::Range(range) => {
+                    let state = self.state();
+                    ResponseOpKind::Range(state.range(&range, state.revision))
+                }
+                RequestOpKind::Txn(_) => unreachable!("no service nests them"),
+            };
+            responses.push(ResponseOp {
+                response: Some(response),
+            });
+        }
+        Ok(TxnResponse {
+            header: Some(self.header()),
+            succeeded,
+            responses,
+        })
     }
 
     async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse> {
@@ -282,11 +357,14 @@ impl Store for Fake {
     }
 
     async fn lease_grant(&self, request: LeaseGrantRequest) -> Result<LeaseGrantResponse> {
-        let state = self.state();
+        let mut state = self.state();
         state.check(0)?;
+        let chosen = 0xbeef + i64::try_from(state.leases.len()).expect("few");
+        let id = if request.id == 0 { chosen } else { request.id };
+        state.leases.push(id);
         Ok(LeaseGrantResponse {
             header: Some(state.header()),
-            id: request.id,
+            id,
             ttl: request.ttl,
             error: String::new(),
         })

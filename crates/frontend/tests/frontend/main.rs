@@ -6,6 +6,7 @@ mod fake;
 mod http;
 mod kv;
 mod learner;
+mod lock;
 mod maintenance;
 mod watch;
 mod wire;

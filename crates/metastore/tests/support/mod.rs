@@ -171,6 +171,10 @@ impl Node {
         &self.url
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until the node serves. Returns how long that took since its start.
     pub(crate) fn wait_ready(&mut self) -> Duration {
         while !self.log().contains(READY) {
@@ -327,6 +331,7 @@ pub(crate) fn assert_refused<T>(result: Result<T, Error>, code: i32, message: &s
 
 /// gRPC's codes, by number.
 pub(crate) mod code {
+    pub(crate) const UNKNOWN: i32 = 2;
     pub(crate) const INVALID_ARGUMENT: i32 = 3;
     pub(crate) const NOT_FOUND: i32 = 5;
     pub(crate) const RESOURCE_EXHAUSTED: i32 = 8;

@@ -1,0 +1,329 @@
+//! Locks and elections.
+
+use std::time::Duration;
+
+use api::{LeaseId, Limits};
+use metastore_frontend::Options;
+use metastore_frontend::proto::v3electionpb::election_client::ElectionClient;
+use metastore_frontend::proto::v3electionpb::{
+    CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest,
+};
+use metastore_frontend::proto::v3lockpb::lock_client::LockClient;
+use metastore_frontend::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tonic::{Code, Response, Status};
+
+use crate::fake::Fake;
+use crate::{assert_status, connect};
+
+const LONG: Duration = Duration::from_secs(10);
+
+fn store_with(leases: &[LeaseId]) -> Fake {
+    let store = Fake::new(Limits::default());
+    store.state().leases.extend(leases);
+    store
+}
+
+fn lock(lease: LeaseId) -> LockRequest {
+    LockRequest {
+        name: "l".into(),
+        lease,
+    }
+}
+
+fn key(response: Result<Response<LockResponse>, Status>) -> (String, i64) {
+    let response = response.expect("locked").into_inner();
+    let key = String::from_utf8(response.key.to_vec()).expect("text");
+    (key, response.header.expect("has one").revision)
+}
+
+async fn keys(store: &Fake) -> Vec<String> {
+    let request = api::kv::RangeRequest {
+        key: "l".into(),
+        range_end: "m".into(),
+        ..Default::default()
+    };
+    let found = api::Store::range(store, request).await.expect("reads");
+    let text = |kv: api::kv::KeyValue| String::from_utf8(kv.key.to_vec()).expect("text");
+    found.kvs.into_iter().map(text).collect()
+}
+
+/// Waits until the keys are these.
+async fn keys_become(store: &Fake, expected: &[&str]) {
+    let reached = timeout(LONG, async {
+        while keys(store).await != expected {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    if reached.await.is_err() {
+        assert_eq!(keys(store).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_lock_goes_to_one_after_another() {
+    let store = store_with(&[16, 255, 7]);
+    let client = LockClient::new(connect(store.clone(), Options::default()).await);
+    let (first, revision) = key(client.clone().lock(lock(16)).await);
+    assert_eq!((first.as_str(), revision), ("l/10", 2));
+    // Whoever has it gets it again.
+    assert_eq!(key(client.clone().lock(lock(16)).await), ("l/10".to_owned(), 2));
+
+    let mut waiting = Vec::new();
+    for (lease, expected) in [(255, &["l/10", "l/ff"][..]), (7, &["l/10", "l/7", "l/ff"])] {
+        let mut client = client.clone();
+        waiting.push(tokio::spawn(async move { client.lock(lock(lease)).await }));
+        keys_become(&store, expected).await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(waiting.iter().all(|waiter| !waiter.is_finished()));
+
+    client
+        .clone()
+        .unlock(UnlockRequest { key: "l/10".into() })
+        .await
+        .expect("unlocked");
+    let (key_2, revision) = key(timeout(LONG, waiting.remove(0)).await.expect("in time").expect("whole"));
+    // At the revision of the unlock, after those of three keys.
+    assert_eq!((key_2.as_str(), revision), ("l/ff", 5));
+    assert!(!waiting[0].is_finished(), "it came after");
+    store.delete("l/ff");
+    let (key_3, _) = key(timeout(LONG, waiting.remove(0)).await.expect("in time").expect("whole"));
+    assert_eq!(key_3, "l/7");
+}
+
+#[tokio::test]
+async fn who_brings_no_lease_gets_one() {
+    let store = store_with(&[]);
+    let mut client = LockClient::new(connect(store.clone(), Options::default()).await);
+    assert_eq!(key(client.lock(lock(0)).await).0, "l/beef");
+    assert_eq!(store.state().leases, [0xbeef]);
+}
+
+#[tokio::test]
+async fn a_lock_call_that_is_given_up_leaves_the_line() {
+    let store = store_with(&[1, 2]);
+    let mut client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.lock(lock(1)).await.expect("locked");
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.lock(lock(2)).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    waiting.abort();
+    keys_become(&store, &["l/1"]).await;
+}
+
+#[tokio::test]
+async fn a_lock_call_ends_when_the_server_stops() {
+    let store = store_with(&[1, 2]);
+    let (stop, stopping) = watch::channel(false);
+    let options = Options {
+        stopping: Some(stopping),
+        ..Options::default()
+    };
+    let mut client = LockClient::new(connect(store.clone(), options).await);
+    client.lock(lock(1)).await.expect("locked");
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.lock(lock(2)).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    stop.send_replace(true);
+    let ended = timeout(LONG, waiting).await.expect("in time").expect("whole");
+    assert_status(ended, Code::Unavailable, "etcdserver: server stopped");
+    keys_become(&store, &["l/1"]).await;
+}
+
+#[tokio::test]
+async fn a_waiter_whose_lease_ended_is_told() {
+    let store = store_with(&[1, 2]);
+    let mut client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.lock(lock(1)).await.expect("locked");
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.lock(lock(2)).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    store.delete("l/2");
+    store.delete("l/1");
+    let ended = timeout(LONG, waiting).await.expect("in time").expect("whole");
+    assert_status(ended, Code::Unknown, "mutex: session is expired");
+}
+
+/// History may be compacted away under whoever waits; waiting goes on.
+#[tokio::test]
+async fn compaction_wakes_no_waiter_and_loses_none() {
+    let store = store_with(&[1, 2]);
+    let mut client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.lock(lock(1)).await.expect("locked");
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.lock(lock(2)).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    store.put_one("other", "1");
+    store.state().compacted = 4;
+    store.put_one("other", "2");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!waiting.is_finished());
+    store.delete("l/1");
+    key(timeout(LONG, waiting).await.expect("in time").expect("whole"));
+}
+
+#[tokio::test]
+async fn errors_lose_their_codes() {
+    let store = store_with(&[1]);
+    let channel = connect(store.clone(), Options::default()).await;
+    let mut locks = LockClient::new(channel.clone());
+    let mut elections = ElectionClient::new(channel);
+    assert_status(
+        locks.lock(lock(5)).await,
+        Code::Unknown,
+        "etcdserver: requested lease not found",
+    );
+    assert_status(
+        locks.unlock(UnlockRequest::default()).await,
+        Code::Unknown,
+        "etcdserver: key is not provided",
+    );
+    let missing = "\"leader\" field must be provided";
+    assert_status(
+        elections.proclaim(ProclaimRequest::default()).await,
+        Code::Unknown,
+        missing,
+    );
+    assert_status(elections.resign(ResignRequest::default()).await, Code::Unknown, missing);
+    let name = LeaderRequest { name: "l".into() };
+    assert_status(elections.leader(name).await, Code::Unknown, "election: no leader");
+    let stale = ProclaimRequest {
+        leader: Some(LeaderKey {
+            name: "l".into(),
+            key: "l/1".into(),
+            rev: 77,
+            lease: 1,
+        }),
+        value: "v".into(),
+    };
+    assert_status(elections.proclaim(stale).await, Code::Unknown, "election: not leader");
+    store.state().failure = Some(api::Error::NoLeader);
+    assert_status(locks.lock(lock(1)).await, Code::Unknown, "etcdserver: no leader");
+}
+
+fn campaign(lease: LeaseId, value: &'static str) -> CampaignRequest {
+    CampaignRequest {
+        name: "l".into(),
+        lease,
+        value: value.into(),
+    }
+}
+
+#[tokio::test]
+async fn elections_have_one_leader_after_another() {
+    let store = store_with(&[1, 2]);
+    let mut client = ElectionClient::new(connect(store.clone(), Options::default()).await);
+    let name = || LeaderRequest { name: "l".into() };
+    let mut observed = client.observe(name()).await.expect("opens").into_inner();
+
+    let won = client.campaign(campaign(1, "a")).await.expect("won").into_inner();
+    let leader = won.leader.expect("there is one");
+    assert_eq!((&*leader.name, &*leader.key), (&b"l"[..], &b"l/1"[..]));
+    assert_eq!((leader.rev, leader.lease), (2, 1));
+    let seen = timeout(LONG, observed.message())
+        .await
+        .expect("in time")
+        .expect("whole")
+        .expect("goes on");
+    assert_eq!(seen.header.expect("has one").revision, 2);
+    assert_eq!(&*seen.kv.expect("has one").value, b"a");
+
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.campaign(campaign(2, "b")).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    let proclaim = ProclaimRequest {
+        leader: Some(leader.clone()),
+        value: "a2".into(),
+    };
+    let proclaimed = client.proclaim(proclaim).await.expect("leads").into_inner();
+    assert_eq!(proclaimed.header.expect("has one").revision, 4);
+    let seen = timeout(LONG, observed.message())
+        .await
+        .expect("in time")
+        .expect("whole")
+        .expect("goes on");
+    assert_eq!(
+        (
+            seen.header.expect("has one").revision,
+            &*seen.kv.expect("has one").value
+        ),
+        (4, &b"a2"[..])
+    );
+    let now = client.leader(name()).await.expect("there is one").into_inner();
+    assert_eq!(&*now.kv.expect("has one").value, b"a2");
+
+    let resign = ResignRequest { leader: Some(leader) };
+    client.resign(resign.clone()).await.expect("resigned");
+    let won = timeout(LONG, waiting)
+        .await
+        .expect("in time")
+        .expect("whole")
+        .expect("won")
+        .into_inner();
+    // The header is that of joining the line, as in etcd.
+    assert_eq!(won.header.expect("has one").revision, 3);
+    let seen = timeout(LONG, observed.message())
+        .await
+        .expect("in time")
+        .expect("whole")
+        .expect("goes on");
+    assert_eq!(&*seen.kv.expect("has one").key, b"l/2");
+    client.resign(resign).await.expect("there is nothing to resign");
+    keys_become(&store, &["l/2"]).await;
+}
+
+#[tokio::test]
+async fn a_campaign_with_another_value_proclaims_it() {
+    let store = store_with(&[1]);
+    let mut client = ElectionClient::new(connect(store.clone(), Options::default()).await);
+    client.campaign(campaign(1, "a")).await.expect("won");
+    let again = client.campaign(campaign(1, "b")).await.expect("leads").into_inner();
+    assert_eq!(again.leader.expect("there is one").rev, 2);
+    let now = client
+        .leader(LeaderRequest { name: "l".into() })
+        .await
+        .expect("there is one");
+    assert_eq!(&*now.into_inner().kv.expect("has one").value, b"b");
+}
+
+#[tokio::test]
+async fn a_campaign_that_is_given_up_leaves_the_line() {
+    let store = store_with(&[1, 2]);
+    let mut client = ElectionClient::new(connect(store.clone(), Options::default()).await);
+    client.campaign(campaign(1, "a")).await.expect("won");
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.campaign(campaign(2, "b")).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    waiting.abort();
+    keys_become(&store, &["l/1"]).await;
+}
+
+#[tokio::test]
+async fn a_campaign_does_not_win_with_a_key_that_is_gone() {
+    let store = store_with(&[1, 2]);
+    let mut client = ElectionClient::new(connect(store.clone(), Options::default()).await);
+    client.campaign(campaign(1, "a")).await.expect("won");
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.campaign(campaign(2, "b")).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    store.delete("l/2");
+    store.delete("l/1");
+    let ended = timeout(LONG, waiting).await.expect("in time").expect("whole");
+    assert_status(ended, Code::Unknown, "election: not leader");
+}
