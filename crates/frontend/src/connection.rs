@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{BoxError, Frontend};
+use crate::{BoxError, Frontend, Traffic};
 
 /// What one stream may have sent to us without our having read it, in bytes.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -59,6 +59,9 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut builder = Builder::new(TokioExecutor::new());
+    if frontend.listener().traffic == Traffic::Grpc {
+        builder = builder.http2_only();
+    }
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -72,7 +75,7 @@ where
         .max_concurrent_streams(settings.streams_max)
         .keep_alive_interval(settings.keepalive_interval)
         .keep_alive_timeout(settings.keepalive_timeout);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), frontend));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), frontend));
     tokio::select! {
         served = connection.as_mut() => return served,
         () = stop => connection.as_mut().graceful_shutdown(),

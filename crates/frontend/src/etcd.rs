@@ -8,6 +8,7 @@
 //! | Auth | AuthStatus and Authenticate, of a store where auth is off |
 //! | Lock, Election | all of it |
 //! | `grpc.health.v1` | all of it |
+//! | `grpc.reflection.v1`, `v1alpha` | all of it; etcd has none |
 //!
 //! Every other method of etcd's API answers Unimplemented and says so.
 
@@ -25,12 +26,14 @@ mod lock;
 mod maintenance;
 mod peer_urls;
 mod queue;
+mod reflection;
 mod status;
 mod watch;
 
 use std::convert::Infallible;
 
 use api::Store;
+use bytes::Bytes;
 use http::{Request, Response};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service as _};
@@ -48,6 +51,7 @@ use crate::proto::v3lockpb::lock_server::LockServer;
 
 pub(crate) use call::{ByLearner, Call, Guard, Inbound, Outbound};
 use methods::Method;
+use reflection::Reflection;
 pub use status::status;
 
 /// The services, each ready to take calls.
@@ -61,6 +65,7 @@ pub(crate) struct Services<S: Store> {
     lock: LockServer<lock::Lock<S>>,
     election: ElectionServer<election::Election<S>>,
     health: HealthServer<health::Health>,
+    reflection: Reflection,
 }
 
 impl<S: Store> Services<S> {
@@ -84,13 +89,14 @@ impl<S: Store> Services<S> {
             lock: server!(LockServer, lock::Lock(store.clone())),
             election: server!(ElectionServer, election::Election(store)),
             health: server!(HealthServer, health::Health),
+            reflection: Reflection::new(),
         }
     }
 
     /// Begins a call; `None` if this release does not offer the method.
     pub(crate) fn call<B>(&self, method: &Method, request: Request<B>) -> Option<BoxFuture<Response<Body>, Infallible>>
     where
-        B: hyper::body::Body + Send + 'static,
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError> + Send + 'static,
     {
         Some(match (method.service, method.name) {
@@ -105,6 +111,8 @@ impl<S: Store> Services<S> {
             ("v3lockpb.Lock", _) => self.lock.clone().call(request),
             ("v3electionpb.Election", _) => self.election.clone().call(request),
             ("grpc.health.v1.Health", _) => self.health.clone().call(request),
+            ("grpc.reflection.v1.ServerReflection", _) => self.reflection.v1(request.map(Body::new)),
+            ("grpc.reflection.v1alpha.ServerReflection", _) => self.reflection.v1alpha(request.map(Body::new)),
             _ => return None,
         })
     }

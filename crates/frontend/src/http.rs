@@ -1,4 +1,5 @@
-//! The HTTP endpoints beside gRPC: health, version, metrics, with etcd's bodies, headers and codes.
+//! What is answered over HTTP beside gRPC: the JSON gateway, and endpoints for health, version and metrics, with etcd's
+//! bodies, headers and codes.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,9 +16,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
+use serde_json::Value;
+use tower::Service as _;
 
-use crate::{Observer, Options};
+use crate::{Frontend, Observer, Options, Traffic, access, gateway};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -28,26 +31,78 @@ struct Endpoints<S> {
     store: S,
     observer: Arc<dyn Observer>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    variables: Arc<dyn Fn() -> Vec<(&'static str, Value)> + Send + Sync>,
 }
 
 /// The endpoints of a store.
 pub fn router<S: Store>(store: S, options: &Options) -> Router {
-    let endpoints = Arc::new(Endpoints {
-        store,
-        observer: Arc::clone(&options.observer),
-        metrics: Arc::clone(&options.metrics),
-    });
-    // Whatever the method, since a wrong one gets etcd's answer, not axum's.
+    let endpoints = Endpoints::new(store, options);
+    watched::<S>()
+        .route("/version", any(version))
+        .route("/debug/vars", any(variables::<S>))
+        .with_state(endpoints)
+}
+
+/// Those of them that a listener for metrics has.
+pub(crate) fn metrics_router<S: Store>(store: S, options: &Options) -> Router {
+    watched::<S>().with_state(Endpoints::new(store, options))
+}
+
+/// What says how a member is. Whatever the method, since a wrong one gets etcd's answer, not axum's.
+fn watched<S: Store>() -> Router<Arc<Endpoints<S>>> {
     Router::new()
         .route("/health", any(health::<S>))
         .route("/livez", any(livez::<S>))
         .route("/livez/{check}", any(livez::<S>))
         .route("/readyz", any(readyz::<S>))
         .route("/readyz/{check}", any(readyz::<S>))
-        .route("/version", any(version))
         .route("/metrics", any(metrics::<S>))
         .fallback(not_found)
-        .with_state(endpoints)
+}
+
+/// Answers a request that is not gRPC's.
+pub(crate) async fn serve<S: Store>(frontend: Frontend<S>, mut request: Request<Body>) -> Response {
+    let listener = frontend.listener();
+    if listener.traffic == Traffic::Metrics {
+        return call(frontend.endpoints(), request).await;
+    }
+    if let Err(refusal) = access::check_path(&request) {
+        return *refusal;
+    }
+    access::modernise(&mut request);
+    if !listener.tls
+        && let Err(refusal) = frontend.access().check_host(&request)
+    {
+        return *refusal;
+    }
+    let origin = frontend.access().allowed_origin(&request);
+    let mut response = answer(frontend, request).await;
+    if let Some(origin) = origin {
+        access::add_cors(&mut response, origin);
+    }
+    response
+}
+
+async fn answer<S: Store>(frontend: Frontend<S>, request: Request<Body>) -> Response {
+    if request.method() == Method::OPTIONS {
+        return StatusCode::OK.into_response();
+    }
+    let has_gateway = frontend.gateway().is_some();
+    let subtrees: &[&str] = if has_gateway { &[gateway::PREFIX] } else { &[] };
+    if let Some(redirect) = access::redirect(&request, subtrees) {
+        return redirect;
+    }
+    if has_gateway && request.uri().path().starts_with(gateway::PREFIX) {
+        return gateway::serve(frontend, request).await;
+    }
+    call(frontend.endpoints(), request).await
+}
+
+async fn call(mut router: Router, request: Request<Body>) -> Response {
+    router
+        .call(request)
+        .await
+        .unwrap_or_else(|impossible| match impossible {})
 }
 
 async fn health<S: Store>(State(endpoints): State<Arc<Endpoints<S>>>, method: Method, uri: Uri) -> Response {
@@ -109,6 +164,40 @@ async fn metrics<S: Store>(State(endpoints): State<Arc<Endpoints<S>>>) -> Respon
         StatusCode::OK,
         text,
         [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+    )
+}
+
+/// What Go's package expvar says of an etcd, as far as it is true of this process.
+async fn variables<S: Store>(State(endpoints): State<Arc<Endpoints<S>>>, method: Method) -> Response {
+    if method != Method::GET {
+        return method_not_allowed();
+    }
+    let status = endpoints.store.status();
+    let id = format!("{:x}", status.header.member_id);
+    let raft_state = match status.leader {
+        leader if leader == status.header.member_id => "StateLeader",
+        _ => "StateFollower",
+    };
+    let mut variables = (endpoints.variables)();
+    variables.push((
+        "raft.status",
+        serde_json::json!({
+            "id": id,
+            "term": status.header.raft_term,
+            "commit": status.raft_index,
+            "lead": format!("{:x}", status.leader),
+            "raftState": raft_state,
+            "applied": status.raft_applied_index,
+        }),
+    ));
+    let lines: Vec<String> = variables
+        .into_iter()
+        .map(|(name, value)| format!("{name:?}: {value}"))
+        .collect();
+    respond(
+        StatusCode::OK,
+        format!("{{\n{}\n}}\n", lines.join(",\n")),
+        [(CONTENT_TYPE, "application/json; charset=utf-8")],
     )
 }
 
@@ -222,6 +311,15 @@ async fn run_checks<S: Store>(
 }
 
 impl<S: Store> Endpoints<S> {
+    fn new(store: S, options: &Options) -> Arc<Self> {
+        Arc::new(Endpoints {
+            store,
+            observer: Arc::clone(&options.observer),
+            metrics: Arc::clone(&options.metrics),
+            variables: Arc::clone(&options.variables),
+        })
+    }
+
     /// Why `/health` should fail, if it should.
     async fn problem(&self, excluded: &HashSet<&str>, serializable: bool) -> Option<String> {
         let status = self.store.status();
@@ -320,7 +418,7 @@ fn method_not_allowed() -> Response {
 }
 
 /// An error as Go's `http.Error` writes it.
-fn error(status: StatusCode, text: &str) -> Response {
+pub(crate) fn error(status: StatusCode, text: &str) -> Response {
     let body = format!("{text}\n");
     respond(
         status,

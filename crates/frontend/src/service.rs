@@ -16,10 +16,11 @@ use http::{HeaderValue, Method as HttpMethod, Request, Response, StatusCode, Ver
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
 use tonic::Status;
-use tower::Service as _;
 
+use crate::access::Access;
 use crate::etcd::methods::{self, CallKind, Method};
 use crate::etcd::{ByLearner, Call, Guard, Inbound, Outbound, Services, call, status};
+use crate::gateway::Gateway;
 use crate::observer::Deaf;
 use crate::{BoxError, Observer, credentials, http as http_api};
 
@@ -35,6 +36,12 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
     /// Raft's election timeout: streams that ask for a leader end after three of them without one.
     pub election_timeout: Duration,
+    /// Which web pages and host names are let in over HTTP.
+    pub access: Access,
+    /// Most calls of the JSON gateway at a time (`--max-concurrent-streams`); `None` if there is to be no gateway.
+    pub gateway_calls_max: Option<u32>,
+    /// What `/debug/vars` says of the process, by name.
+    pub variables: Arc<dyn Fn() -> Vec<(&'static str, serde_json::Value)> + Send + Sync>,
     /// Turns true when the server stops: streams, which would never end by themselves, then end with
     /// [`api::Error::Stopped`].
     pub stopping: Option<watch::Receiver<bool>>,
@@ -46,6 +53,9 @@ impl Default for Options {
             metrics: Arc::new(String::new),
             observer: Arc::new(Deaf),
             election_timeout: Duration::from_secs(1),
+            access: Access::default(),
+            gateway_calls_max: Some(u32::MAX),
+            variables: Arc::new(Vec::new),
             stopping: None,
         }
     }
@@ -59,17 +69,43 @@ impl fmt::Debug for Options {
     }
 }
 
+/// What a listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Traffic {
+    /// gRPC and HTTP.
+    #[default]
+    Both,
+    /// gRPC alone, where HTTP has listeners of its own (`--listen-client-http-urls`).
+    Grpc,
+    /// HTTP alone.
+    Http,
+    /// Metrics and health alone (`--listen-metrics-urls`).
+    Metrics,
+}
+
+/// Where a connection comes in.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Listener {
+    /// What is served there.
+    pub traffic: Traffic,
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+}
+
 /// All front ends of one store: gRPC for requests over HTTP/2 that say so, HTTP for the rest.
 ///
 /// A cheap handle. It is a service of both hyper and tower.
 pub struct Frontend<S: Store> {
     shared: Arc<Shared<S>>,
+    listener: Listener,
 }
 
 struct Shared<S: Store> {
     store: S,
     services: Services<S>,
     http: axum::Router,
+    metrics: axum::Router,
+    gateway: Option<Gateway>,
     options: Options,
     message_bytes_max: usize,
 }
@@ -78,6 +114,7 @@ impl<S: Store> Clone for Frontend<S> {
     fn clone(&self) -> Self {
         Frontend {
             shared: Arc::clone(&self.shared),
+            listener: self.listener,
         }
     }
 }
@@ -100,10 +137,46 @@ impl<S: Store> Frontend<S> {
             shared: Arc::new(Shared {
                 services: Services::new(store.clone()),
                 http: http_api::router(store.clone(), &options),
+                metrics: http_api::metrics_router(store.clone(), &options),
+                gateway: options.gateway_calls_max.map(Gateway::new),
                 message_bytes_max: store.limits().grpc_receive_bytes_max(),
                 store,
                 options,
             }),
+            listener: Listener::default(),
+        }
+    }
+
+    /// The same, for what comes in at a listener.
+    pub fn at(&self, listener: Listener) -> Self {
+        Frontend {
+            shared: Arc::clone(&self.shared),
+            listener,
+        }
+    }
+
+    pub(crate) fn listener(&self) -> Listener {
+        self.listener
+    }
+
+    pub(crate) fn gateway(&self) -> Option<&Gateway> {
+        self.shared.gateway.as_ref()
+    }
+
+    pub(crate) fn access(&self) -> &Access {
+        &self.shared.options.access
+    }
+
+    /// The largest gRPC message that a client may send, in bytes.
+    pub(crate) fn message_bytes_max(&self) -> usize {
+        self.shared.message_bytes_max
+    }
+
+    /// The endpoints that are neither gRPC nor the gateway's.
+    pub(crate) fn endpoints(&self) -> axum::Router {
+        match self.listener.traffic {
+            Traffic::Metrics => self.shared.metrics.clone(),
+            _ => self.shared.http.clone(),
         }
     }
 
@@ -112,9 +185,18 @@ impl<S: Store> Frontend<S> {
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        if !is_grpc(&request) {
+        let traffic = self.listener.traffic;
+        if matches!(traffic, Traffic::Http | Traffic::Metrics) || traffic == Traffic::Both && !is_grpc(&request) {
             let request = request.map(axum::body::Body::new);
-            return ResponseFuture(State::Http(Box::pin(self.shared.http.clone().call(request))));
+            return ResponseFuture(State::Http(Box::pin(http_api::serve(self.clone(), request))));
+        }
+        if !is_grpc(&request) {
+            let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+            let content_type = String::from_utf8_lossy(content_type.unwrap_or_default()).into_owned();
+            return ResponseFuture::refuse(
+                Status::invalid_argument(format!("invalid gRPC request content-type {content_type:?}")),
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            );
         }
         if request.method() != HttpMethod::POST {
             return ResponseFuture::refuse(
@@ -133,7 +215,8 @@ impl<S: Store> Frontend<S> {
             .unwrap_or_else(|status| ResponseFuture::refuse(status, StatusCode::OK))
     }
 
-    fn call<B>(&self, method: &'static Method, request: Request<B>) -> Result<ResponseFuture, Status>
+    /// Begins a call, on whatever way it came in.
+    pub(crate) fn call<B>(&self, method: &'static Method, request: Request<B>) -> Result<ResponseFuture, Status>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -295,7 +378,7 @@ enum State {
         call: Option<Call>,
         guard: Option<Guard>,
     },
-    Http(Pin<Box<dyn Future<Output = Result<Response<axum::body::Body>, Infallible>> + Send>>),
+    Http(Pin<Box<dyn Future<Output = Response<axum::body::Body>> + Send>>),
     Refused(Option<Response<ResponseBody>>),
 }
 
@@ -356,7 +439,7 @@ impl Future for ResponseFuture {
             State::Http(reply) => {
                 let polled = catch_unwind(AssertUnwindSafe(|| reply.as_mut().poll(context)));
                 let response = match polled {
-                    Ok(polled) => ready!(polled)?,
+                    Ok(polled) => ready!(polled),
                     Err(panic) => {
                         tracing::error!(reason = call::panic_text(&*panic), "an HTTP handler panicked");
                         let mut response = Response::new(axum::body::Body::empty());

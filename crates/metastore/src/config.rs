@@ -95,8 +95,18 @@ pub struct RaftConfig {
 /// Where clients connect, and what they are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenConfig {
-    /// Where gRPC and HTTP are served, on one port.
+    /// Where gRPC and HTTP are served, on one port; gRPC alone if HTTP has URLs of its own.
     pub client_urls: Vec<Url>,
+    /// Where HTTP alone is served.
+    pub client_http_urls: Vec<Url>,
+    /// Where metrics and health alone are served.
+    pub metrics_urls: Vec<Url>,
+    /// The origins of web pages that may call; empty for all.
+    pub cors: Vec<String>,
+    /// The host names that HTTP requests over plaintext may be for; empty for all.
+    pub host_whitelist: Vec<String>,
+    /// Whether the gRPC calls are offered as JSON over HTTP too.
+    pub gateway: bool,
     /// The client URLs that members and clients are told.
     pub advertise_client_urls: Vec<Url>,
     /// Set SO_REUSEPORT on listeners.
@@ -271,9 +281,7 @@ fn written(settings: &Settings, name: &str) -> String {
 fn refuse(settings: &Settings) -> Result<(), Failure> {
     for flag in FLAGS {
         let Status::Refused(reason) = flag.status else { continue };
-        // An empty host whitelist means what * means.
-        let harmless = flag.name == "host-whitelist" && settings.list(flag.name).is_empty();
-        if settings.differs(flag) && !harmless {
+        if settings.differs(flag) {
             return Err(Failure::config(format!(
                 "{} is not supported: {reason}",
                 written(settings, flag.name)
@@ -319,7 +327,13 @@ fn raft_times(settings: &Settings) -> Result<(Duration, Duration), Failure> {
 fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
     let client_urls = settings.urls("listen-client-urls").to_vec();
     let advertise_client_urls = settings.urls("advertise-client-urls").to_vec();
-    for name in ["listen-client-urls", "listen-peer-urls"] {
+    let client_http_urls = settings.urls("listen-client-http-urls").to_vec();
+    for name in [
+        "listen-client-urls",
+        "listen-client-http-urls",
+        "listen-metrics-urls",
+        "listen-peer-urls",
+    ] {
         for url in settings.urls(name) {
             url.check_bind()
                 .map_err(|error| Failure::config(format!("{}: {error}", written(settings, name))))?;
@@ -338,8 +352,30 @@ fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
             "--advertise-client-urls is required when --listen-client-urls is set: clients must be told where to connect",
         ));
     }
+    let address = |url: &Url| (url.authority(), url.path().to_owned());
+    if let Some(url) = client_http_urls
+        .iter()
+        .find(|url| client_urls.iter().any(|other| address(other) == address(url)))
+    {
+        return Err(Failure::config(format!(
+            "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"
+        )));
+    }
+    let names = |name: &str| {
+        settings
+            .list(name)
+            .iter()
+            .filter(|item| !item.is_empty())
+            .cloned()
+            .collect()
+    };
     Ok(ListenConfig {
         client_urls,
+        client_http_urls,
+        metrics_urls: settings.urls("listen-metrics-urls").to_vec(),
+        cors: names("cors"),
+        host_whitelist: names("host-whitelist"),
+        gateway: settings.boolean("enable-grpc-gateway"),
         advertise_client_urls,
         reuse_port: settings.boolean("socket-reuse-port"),
         reuse_address: settings.boolean("socket-reuse-address"),
@@ -613,7 +649,20 @@ mod tests {
             ),
             (&["--tls-min-version=TLS1.1"], "unexpected TLS version \"TLS1.1\""),
             (&["--auth-token=jwt,pub-key=x"], "--auth-token"),
-            (&["--host-whitelist=a"], "--host-whitelist"),
+            (
+                &[
+                    "--listen-client-urls=http://127.0.0.1:1",
+                    "--advertise-client-urls=http://a:1",
+                    "--listen-client-http-urls=https://127.0.0.1:1",
+                    "--auto-tls",
+                ],
+                "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url https://127.0.0.1:1",
+            ),
+            (
+                &["--listen-metrics-urls=https://127.0.0.1:1"],
+                "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
+            ),
+            (&["--listen-client-http-urls=https://127.0.0.1:1"], "TLS key/cert"),
             (
                 &["--initial-cluster=default=http://localhost:2380,b=http://localhost:2380"],
                 "more than one member",

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use api::Limits;
-use server::{Address, ConnectionSettings, EngineConfig, Listen, NodeConfig, RocksOptions, ServerConfig};
+use server::{
+    Access, Address, ConnectionSettings, EngineConfig, Listen, NodeConfig, RocksOptions, ServerConfig, Traffic,
+};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Compression, Config, StorageConfig};
+use crate::config::{Compression, Config, ListenConfig, StorageConfig};
 use crate::flags::Failure;
 use crate::url::{Scheme, Url};
 
@@ -50,11 +52,23 @@ fn address(url: &Url) -> Address {
 }
 
 /// One entry for each address. Like etcd, one that has both an http and an https URL takes both on its port.
-fn listen(urls: &[Url]) -> Vec<Listen> {
+fn listen(config: &ListenConfig) -> Vec<Listen> {
+    let grpc = match config.client_http_urls.is_empty() {
+        true => Traffic::Both,
+        false => Traffic::Grpc,
+    };
+    let urls = |urls: &'_ [Url], traffic| urls.iter().map(move |url| (url.clone(), traffic)).collect::<Vec<_>>();
     let mut listen: Vec<Listen> = Vec::new();
-    for url in urls {
-        let (address, tls) = (address(url), url.scheme().is_tls());
-        match listen.iter_mut().find(|known| known.address == address) {
+    let all = [
+        urls(&config.client_urls, grpc),
+        urls(&config.client_http_urls, Traffic::Http),
+        urls(&config.metrics_urls, Traffic::Metrics),
+    ];
+    for (url, traffic) in all.into_iter().flatten() {
+        let (address, tls) = (address(&url), url.scheme().is_tls());
+        // What cannot be bound twice is refused when it is bound.
+        let same = |known: &&mut Listen| known.address == address && known.traffic == traffic;
+        match listen.iter_mut().find(same) {
             Some(known) => {
                 known.plaintext |= !tls;
                 known.tls |= tls;
@@ -63,6 +77,7 @@ fn listen(urls: &[Url]) -> Vec<Listen> {
                 address,
                 plaintext: !tls,
                 tls,
+                traffic,
             }),
         }
     }
@@ -123,7 +138,12 @@ fn server_config(config: &Config) -> ServerConfig {
         raft_write_timeout: config.raft.write_timeout,
         snapshot_bytes_per_second: config.raft.snapshot_bytes_per_second,
         cluster_token: config.cluster.token.clone(),
-        listen: listen(&config.listen.client_urls),
+        listen: listen(&config.listen),
+        access: Access {
+            origins: config.listen.cors.iter().cloned().collect(),
+            hosts: config.listen.host_whitelist.iter().cloned().collect(),
+        },
+        gateway: config.listen.gateway,
         client_tls: config.tls.client.clone(),
         peer_tls: config.tls.peer.clone(),
         reuse_port: config.listen.reuse_port,

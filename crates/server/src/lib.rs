@@ -29,6 +29,7 @@ pub mod serve;
 mod snapshot;
 mod store;
 pub mod tls;
+mod variables;
 
 pub use bootstrap::InitialMembers;
 pub use node::{FailureHandler, Node, NodeConfig, StartError};
@@ -36,7 +37,7 @@ pub use serve::{Address, EngineConfig, Listen, ServeError, ServerConfig, run};
 pub use store::NodeStore;
 
 // What a configuration is made of, wherever it is defined.
-pub use frontend::ConnectionSettings;
+pub use frontend::{Access, ConnectionSettings, Traffic};
 pub use mvcc::Options as MachineOptions;
 pub use replica::Config as ReplicaConfig;
 pub use storage::{Compression, RocksOptions};

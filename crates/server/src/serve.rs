@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::limits::{ETCD_VERSION, METASTORE_VERSION};
-use frontend::{ConnectionSettings, Frontend, serve_connection};
+use frontend::{Access, ConnectionSettings, Frontend, Traffic, serve_connection};
 use storage::{
     DataDir, DataDirError, EngineError, LogError, RaftEngineLog, RaftLog, RaftLogOptions, RocksOptions, StorageKind,
 };
@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::node::{FailureHandler, Node, NodeConfig, StartError};
 use crate::peer::{self, PeerUrl, Transport};
 use crate::tls::{self, Prefixed, TlsClient, TlsError, TlsOptions, TlsServer};
+use crate::variables;
 
 /// How long a node may take to become able to answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -63,6 +64,8 @@ pub struct Listen {
     pub plaintext: bool,
     /// Take TLS.
     pub tls: bool,
+    /// What is served there.
+    pub traffic: Traffic,
 }
 
 /// What holds the data.
@@ -111,6 +114,10 @@ pub struct ServerConfig {
     pub reuse_port: bool,
     /// Connections.
     pub connections: ConnectionSettings,
+    /// Which web pages and host names are let in over HTTP.
+    pub access: Access,
+    /// Whether the calls are offered as JSON over HTTP too (`--enable-grpc-gateway`).
+    pub gateway: bool,
     /// The state machine.
     pub machine: mvcc::Options,
     /// The node; its ids, member and data directory are filled in from the rest.
@@ -166,6 +173,7 @@ struct Listener {
     socket: Socket,
     plaintext: bool,
     tls: bool,
+    traffic: Traffic,
 }
 
 enum Socket {
@@ -345,6 +353,9 @@ pub fn run(
         },
         observer: metrics,
         election_timeout,
+        access: config.access.clone(),
+        gateway_calls_max: config.gateway.then_some(config.connections.streams_max),
+        variables: Arc::new(variables::all),
         stopping: Some(stopped.clone()),
     };
     let frontend = Frontend::new(store, options);
@@ -390,21 +401,11 @@ pub fn run(
                 ),
                 Socket::Unix(_, path) => (path.display().to_string(), true),
             };
-            match &security {
-                Security::Plaintext | Security::Either(_) if !unix => tracing::info!(
-                    address,
-                    traffic = "grpc+http",
-                    "serving client traffic insecurely; this is strongly discouraged!"
-                ),
-                Security::Plaintext => tracing::info!(address, traffic = "grpc+http", "serving client traffic"),
-                Security::Tls(_) | Security::Either(_) => {}
-            }
-            if !matches!(security, Security::Plaintext) {
-                tracing::info!(address, traffic = "grpc+http", "serving client traffic securely");
-            }
+            log_listener(&address, unix, &security, listener.traffic);
             accepting.spawn(accept(
                 listener.socket,
                 security,
+                listener.traffic,
                 frontend.clone(),
                 config.connections.clone(),
                 stopped.clone(),
@@ -432,6 +433,31 @@ pub fn run(
 /// Most bytes of one log entry, about: a batch, or one operation that is larger than that.
 fn largest_entry_bytes(config: &NodeConfig) -> usize {
     config.replica.batch_bytes_max.max(config.limits.request_bytes_max)
+}
+
+/// Says that clients are served from now on, in etcd's words.
+fn log_listener(address: &str, unix: bool, security: &Security, traffic: Traffic) {
+    let traffic = match traffic {
+        Traffic::Both => "grpc+http",
+        Traffic::Grpc => "grpc",
+        Traffic::Http => "http",
+        Traffic::Metrics => {
+            tracing::info!(address, "serving metrics");
+            return;
+        }
+    };
+    match security {
+        Security::Plaintext | Security::Either(_) if !unix => tracing::info!(
+            address,
+            traffic,
+            "serving client traffic insecurely; this is strongly discouraged!"
+        ),
+        Security::Plaintext => tracing::info!(address, traffic, "serving client traffic"),
+        Security::Tls(_) | Security::Either(_) => {}
+    }
+    if !matches!(security, Security::Plaintext) {
+        tracing::info!(address, traffic, "serving client traffic securely");
+    }
 }
 
 /// A number that no earlier start of this member had: the time in nanoseconds, mixed with the process's own random keys.
@@ -466,6 +492,7 @@ async fn bind_all(config: &ServerConfig) -> Result<Vec<Listener>, ServeError> {
                 socket,
                 plaintext: listen.plaintext,
                 tls: listen.tls,
+                traffic: listen.traffic,
             });
         });
         let failed = |cause| ServeError::Listen {
@@ -531,6 +558,7 @@ fn bind(address: std::net::SocketAddr, reuse_port: bool) -> io::Result<TcpListen
 async fn accept<S: api::Store>(
     listener: Socket,
     security: Security,
+    traffic: Traffic,
     frontend: Frontend<S>,
     settings: ConnectionSettings,
     stopped: watch::Receiver<bool>,
@@ -547,6 +575,7 @@ async fn accept<S: api::Store>(
         };
         let connection = Connection {
             security: security.clone(),
+            traffic,
             frontend: frontend.clone(),
             settings: settings.clone(),
             stopped: stopped.clone(),
@@ -594,6 +623,7 @@ async fn accept_one(listener: &Socket) -> io::Result<Accepted> {
 /// What one connection is served with.
 struct Connection<S: api::Store> {
     security: Security,
+    traffic: Traffic,
     frontend: Frontend<S>,
     settings: Arc<ConnectionSettings>,
     stopped: watch::Receiver<bool>,
@@ -607,7 +637,7 @@ impl<S: api::Store> Connection<S> {
     {
         let mut stopped = self.stopped.clone();
         let (Security::Tls(server) | Security::Either(server)) = self.security.clone() else {
-            return self.serve_accepted(stream).await;
+            return self.serve_accepted(stream, false).await;
         };
         let either = matches!(self.security, Security::Either(_));
         let accept = async {
@@ -624,8 +654,8 @@ impl<S: api::Store> Connection<S> {
             _ = stopped.wait_for(|stopped| *stopped) => return,
         };
         match accepted {
-            Ok(tls::Accepted::Plain(stream)) => self.serve_accepted(stream).await,
-            Ok(tls::Accepted::Tls(stream)) => self.serve_accepted(stream).await,
+            Ok(tls::Accepted::Plain(stream)) => self.serve_accepted(stream, false).await,
+            Ok(tls::Accepted::Tls(stream)) => self.serve_accepted(stream, true).await,
             Err(error) => {
                 let remote = remote.map(|remote| remote.to_string()).unwrap_or_default();
                 server.log_rejected(&remote, &error);
@@ -633,7 +663,7 @@ impl<S: api::Store> Connection<S> {
         }
     }
 
-    async fn serve_accepted<I>(mut self, stream: I)
+    async fn serve_accepted<I>(mut self, stream: I, tls: bool)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -641,7 +671,9 @@ impl<S: api::Store> Connection<S> {
             // The sender lives until all connections have ended; should it not, that is a reason to end as well.
             let _ = self.stopped.wait_for(|stopped| *stopped).await;
         };
-        if let Err(error) = serve_connection(stream, self.frontend, &self.settings, stop).await {
+        let traffic = self.traffic;
+        let frontend = self.frontend.at(frontend::Listener { traffic, tls });
+        if let Err(error) = serve_connection(stream, frontend, &self.settings, stop).await {
             tracing::debug!(%error, "a connection ended");
         }
     }

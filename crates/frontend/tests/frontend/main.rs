@@ -3,11 +3,13 @@
 mod call;
 mod cluster;
 mod fake;
+mod gateway;
 mod http;
 mod kv;
 mod learner;
 mod lock;
 mod maintenance;
+mod reflection;
 mod watch;
 mod wire;
 

@@ -37,7 +37,9 @@ impl TlsConfig {
         };
         config.client.validate().map_err(refused)?;
         config.peer.validate().map_err(refused)?;
-        check_client_urls(settings.urls("listen-client-urls"), &config.client, notes)?;
+        for name in ["listen-client-urls", "listen-client-http-urls"] {
+            check_client_urls(settings.urls(name), &config.client, notes)?;
+        }
         check_peer_urls(settings.urls("listen-peer-urls"), &config.peer, notes)?;
         let secure_metrics = settings
             .urls("listen-metrics-urls")

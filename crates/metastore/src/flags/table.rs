@@ -154,7 +154,7 @@ pub const FLAGS: &[Flag] = &[
         "Where to listen for clients: gRPC and HTTP on one port. Setting it requires --advertise-client-urls too."),
     flag(Member, "advertise-client-urls", Urls, "http://localhost:2379", "", Works,
         "The client URLs that other members and clients are told."),
-    flag(Member, "listen-client-http-urls", Urls, "", "", Refused("a port for HTTP alone comes later; --listen-client-urls serves gRPC and HTTP"),
+    flag(Member, "listen-client-http-urls", Urls, "", "", Works,
         "Where to listen for HTTP alone; --listen-client-urls then serves gRPC alone."),
     flag(Member, "listen-peer-urls", Urls, "http://localhost:2380", "", Works,
         "Where to listen for the other members."),
@@ -176,7 +176,7 @@ pub const FLAGS: &[Flag] = &[
     flag(Member, "socket-reuse-address", Bool, "false", "", Works, "Set SO_REUSEADDR on listeners."),
     flag(Member, "watch-progress-notify-interval", Duration, "0s", "", Works,
         "Time between two progress notices to a watcher that asked for them and has no events. 0 means 10m."),
-    flag(Member, "enable-grpc-gateway", Bool, "true", "", NoEffect("the JSON gateway comes later"), "Serve the gRPC calls as JSON over HTTP too."),
+    flag(Member, "enable-grpc-gateway", Bool, "true", "", Works, "Serve the gRPC calls as JSON over HTTP too."),
     flag(Member, "feature-gates", Gates, "", "", NoEffect("no gate changes anything here yet"), "Switch etcd's optional features on or off."),
 
     // Storage engine: ours.
@@ -284,8 +284,8 @@ pub const FLAGS: &[Flag] = &[
     flag(Security, "cipher-suites", List, "", "", Works, "TLS cipher suites to allow."),
     flag(Security, "tls-min-version", Text, "TLS1.2", "", Works, "Lowest TLS version to allow: TLS1.2 or TLS1.3."),
     flag(Security, "tls-max-version", Text, "", "", Works, "Highest TLS version to allow; empty means the highest there is."),
-    flag(Security, "cors", List, "*", "", NoEffect("no CORS headers are sent, so browsers allow no other origin"), "Origins that browsers may call from."),
-    flag(Security, "host-whitelist", List, "*", "", Refused("checking the host of HTTP requests comes later"),
+    flag(Security, "cors", List, "*", "", Works, "Origins of web pages that browsers let call. * or nothing for all."),
+    flag(Security, "host-whitelist", List, "*", "", Works,
         "Host names that HTTP requests may carry. Empty or * means any."),
 
     // Auth.
@@ -307,7 +307,7 @@ pub const FLAGS: &[Flag] = &[
         NoEffect("rotation comes later"), "How to rotate: megabytes, days, files."),
 
     // Monitoring.
-    flag(Monitoring, "listen-metrics-urls", Urls, "", "", Refused("a port for metrics alone comes later; --listen-client-urls serves /metrics and /health"),
+    flag(Monitoring, "listen-metrics-urls", Urls, "", "", Works,
         "Where to serve /metrics and /health besides the client URLs."),
     flag(Monitoring, "metrics", Choice(&["basic", "extensive"]), "basic", "", NoEffect("there is one level of detail"), "Detail of the metrics."),
     flag(Monitoring, "warning-apply-duration", Duration, "100ms", "", Works, "Applying for longer than this is logged."),

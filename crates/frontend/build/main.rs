@@ -1,9 +1,12 @@
 //! Compiles the .proto files without protoc, and writes the table of methods that dispatch and metrics go by.
 
+#![allow(clippy::print_stdout, reason = "this is how a build script talks to cargo")]
+
+mod gateway;
+
 use std::fmt::Write;
 use std::path::Path;
 
-use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{FieldDescriptorProto, FileDescriptorSet};
 
@@ -49,12 +52,23 @@ const IN_API: [&str; 29] = [
     "etcdserverpb.AlarmResponse",
 ];
 
+/// Services that come generated, with the crate that offers them.
+const REFLECTION: [&str; 2] = [
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
+    println!("cargo::rerun-if-changed=build");
     let out = std::env::var("OUT_DIR")?;
     let out = Path::new(&out);
-    let mut descriptors = protox::compile(FILES, ["proto"])?;
-    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).open_files(FILES)?;
+    // In this encoding the methods keep their HTTP paths.
+    std::fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    std::fs::write(out.join("gateway.rs"), gateway::tables(&compiler.descriptor_pool()))?;
+    let mut descriptors = compiler.file_descriptor_set();
     std::fs::write(out.join("methods.rs"), methods(&descriptors))?;
 
     let mut builder = tonic_prost_build::configure()
@@ -115,6 +129,15 @@ fn methods(descriptors: &FileDescriptorSet) -> String {
             }
             code.push_str("] },\n");
         }
+    }
+    for name in REFLECTION {
+        writeln!(
+            code,
+            "Service {{ name: {name:?}, methods: &[Method {{ index: {index}, service: {name:?}, \
+             name: \"ServerReflectionInfo\", kind: CallKind::BidiStream }}] }},"
+        )
+        .expect("a String grows");
+        index += 1;
     }
     code.push(']');
     code
