@@ -27,4 +27,5 @@ else
 	echo "# no older etcdctl: install Debian's package etcd-client or set ETCDCTL_OLD"
 fi
 step ./grpcdiff.py "$@"
+step ./gateway.py "$@"
 exit "$failed"
