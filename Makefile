@@ -2,12 +2,13 @@
 # make test   the whole test suite; at its end a few minutes of real clusters under random faults, where there is Go
 # make check  what must pass before a change lands: lint, deny, test
 # make bench  the benchmarks
-# make sim    clusters under simulation, all cores, until it is interrupted; SIM="--seed 7" for one seed
+# make bench-check  counts the instructions of the hot paths; fails if one takes more than it did
+# make sim    clusters under simulation, all cores, until it is interrupted; DURATION=10m to end, SIM="--seed 7" for one seed
 # make robustness  random faults on a real cluster, on each engine; DURATION=10m SEED=7 for more than 40 s each
 # make compat  etcd's own tests and clients in several languages against our binary; compat-ci is a part of a few minutes
 # Flags for the node: make run ARGS="--storage memory"
 
-.PHONY: run test check lint deny bench robustness sim compat compat-ci deps test-deps
+.PHONY: run test check lint deny bench bench-check robustness sim compat compat-ci deps test-deps
 
 run: deps
 	cargo run --locked --release -p metastore -- $(ARGS)
@@ -16,8 +17,9 @@ test: test-deps
 	cargo test --locked --workspace
 	scripts/robustness.sh
 
+SIM ?= --from $(shell date +%s)000
 sim: deps
-	cargo run --locked --release -p metastore-sim -- $(SIM)
+	cargo run --locked --release -p metastore-sim -- $(SIM) $(if $(DURATION),--time $(DURATION))
 
 robustness: test-deps
 	scripts/robustness.sh
@@ -42,6 +44,9 @@ deny:
 
 bench: test-deps
 	cargo bench --locked --workspace
+
+bench-check: test-deps
+	scripts/bench-check.sh
 
 deps:
 	@scripts/deps.sh

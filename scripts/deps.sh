@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes sure that what the build needs besides Rust is there: a C++ compiler and libclang, for RocksDB. With the argument
-# `tests` also protoc: the etcd client that the tests drive the node with generates its code with it. What is missing is
+# `tests` also protoc and curl: the etcd client that the tests drive the node with generates its code with the former, and
+# the examples of the documentation use the latter. What is missing is
 # installed with apt where this user may do that; otherwise the command to run is printed and the exit code is 1.
 set -euo pipefail
 
@@ -24,6 +25,9 @@ have_libclang() {
 missing=()
 command -v c++ >/dev/null && command -v cc >/dev/null || missing+=(g++)
 have_libclang || missing+=(libclang-dev)
+if [ "${1:-}" = tests ]; then
+    command -v curl >/dev/null || missing+=(curl)
+fi
 if [ "${1:-}" = tests ] && [ -z "${PROTOC:-}" ]; then
     command -v protoc >/dev/null || missing+=(protobuf-compiler)
     # The well-known types that etcd-client's protocol files import; protoc alone comes without them.

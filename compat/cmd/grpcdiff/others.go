@@ -28,7 +28,7 @@ func init() {
 	register(group{name: "hash", about: "HashKV", later: true, run: hashes})
 	register(group{name: "maintenance", about: "Defragment, Snapshot, MoveLeader, Downgrade", later: true, run: maintenances})
 	register(group{name: "members", about: "membership changes", later: true, run: members})
-	register(group{name: "auth", about: "users, roles and permissions", later: true, run: auths})
+	register(group{name: "auth", about: "users, roles and permissions", run: auths})
 	register(group{name: "lock", about: "the lock service", later: true, run: locks})
 	register(group{name: "gateway", about: "the JSON gateway", later: true, run: gateway})
 }

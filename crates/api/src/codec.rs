@@ -16,6 +16,12 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 
 use crate::RequestId;
+use crate::auth::{
+    AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGetRequest,
+    AuthRoleGrantPermissionRequest, AuthRoleListRequest, AuthRoleRevokePermissionRequest, AuthStatusRequest,
+    AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGetRequest,
+    AuthUserGrantRoleRequest, AuthUserListRequest, AuthUserRevokeRoleRequest, InternalAuthenticateRequest,
+};
 use crate::kv::{
     AlarmRequest, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, Member, PutRequest,
     TxnRequest,
@@ -36,7 +42,10 @@ pub struct Operation {
     #[prost(message, optional, tag = "100")]
     pub header: Option<OperationHeader>,
     /// What was asked.
-    #[prost(oneof = "Action", tags = "4, 5, 6, 7, 8, 9, 10, 11, 1301, 2001, 2002")]
+    #[prost(
+        oneof = "Action",
+        tags = "4, 5, 6, 7, 8, 9, 10, 11, 1000, 1011, 1012, 1013, 1100, 1101, 1102, 1103, 1104, 1105, 1106, 1107, 1200, 1201, 1202, 1203, 1204, 1301, 1302, 2001, 2002"
+    )]
     pub action: Option<Action>,
 }
 
@@ -74,8 +83,44 @@ pub enum Action {
     Alarm(AlarmRequest),
     #[prost(message, tag = "11")]
     LeaseCheckpoint(LeaseCheckpointRequest),
+    #[prost(message, tag = "1000")]
+    AuthEnable(AuthEnableRequest),
+    #[prost(message, tag = "1011")]
+    AuthDisable(AuthDisableRequest),
+    #[prost(message, tag = "1012")]
+    Authenticate(InternalAuthenticateRequest),
+    #[prost(message, tag = "1013")]
+    AuthStatus(AuthStatusRequest),
+    #[prost(message, tag = "1100")]
+    AuthUserAdd(AuthUserAddRequest),
+    #[prost(message, tag = "1101")]
+    AuthUserDelete(AuthUserDeleteRequest),
+    #[prost(message, tag = "1102")]
+    AuthUserGet(AuthUserGetRequest),
+    #[prost(message, tag = "1103")]
+    AuthUserChangePassword(AuthUserChangePasswordRequest),
+    #[prost(message, tag = "1104")]
+    AuthUserGrantRole(AuthUserGrantRoleRequest),
+    #[prost(message, tag = "1105")]
+    AuthUserRevokeRole(AuthUserRevokeRoleRequest),
+    #[prost(message, tag = "1106")]
+    AuthUserList(AuthUserListRequest),
+    #[prost(message, tag = "1107")]
+    AuthRoleList(AuthRoleListRequest),
+    #[prost(message, tag = "1200")]
+    AuthRoleAdd(AuthRoleAddRequest),
+    #[prost(message, tag = "1201")]
+    AuthRoleDelete(AuthRoleDeleteRequest),
+    #[prost(message, tag = "1202")]
+    AuthRoleGet(AuthRoleGetRequest),
+    #[prost(message, tag = "1203")]
+    AuthRoleGrantPermission(AuthRoleGrantPermissionRequest),
+    #[prost(message, tag = "1204")]
+    AuthRoleRevokePermission(AuthRoleRevokePermissionRequest),
     #[prost(message, tag = "1301")]
     MemberAttributes(MemberAttributesRequest),
+    #[prost(message, tag = "1302")]
+    Downgrade(DowngradeInfo),
     #[prost(message, tag = "2001")]
     MemberChange(MemberChange),
     #[prost(message, tag = "2002")]
@@ -91,6 +136,17 @@ pub struct MemberAttributesRequest {
     /// What it says.
     #[prost(message, optional, tag = "2")]
     pub attributes: Option<MemberAttributes>,
+}
+
+/// Whether the cluster is to go back to an older release, and to which (etcd's `DowngradeInfoSetRequest`).
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct DowngradeInfo {
+    /// Whether it is.
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// The version, such as `3.6.0`; empty if there is none.
+    #[prost(string, tag = "2")]
+    pub version: String,
 }
 
 /// See [`MemberAttributesRequest`].
@@ -172,6 +228,18 @@ impl Operation {
             header: Some(OperationHeader {
                 id,
                 ..Default::default()
+            }),
+            action: Some(action),
+        }
+    }
+
+    /// An operation on behalf of a user, who was checked against an auth revision.
+    pub fn of_user(id: RequestId, username: String, auth_revision: u64, action: Action) -> Self {
+        Operation {
+            header: Some(OperationHeader {
+                id,
+                username,
+                auth_revision,
             }),
             action: Some(action),
         }

@@ -4,6 +4,7 @@
 //! engine or a protocol server. The request and reply structs carry the field numbers of etcd's v3 protobuf API, so
 //! that the bytes of a client's request, of a log entry and of a reply are one encoding and no layer converts a value.
 
+pub mod auth;
 pub mod codec;
 pub mod credentials;
 pub mod error;
@@ -11,6 +12,7 @@ pub mod kv;
 pub mod limits;
 pub mod range;
 pub mod store;
+pub mod wake;
 
 pub use credentials::Credentials;
 pub use error::{Code, Error, ErrorKind};

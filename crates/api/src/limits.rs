@@ -40,6 +40,8 @@ pub struct Limits {
     pub watch_buffer_bytes_max: usize,
     /// How often a watcher that asked for progress notifications gets one when nothing happens.
     pub watch_progress_interval: Duration,
+    /// A unary request that takes longer is noted in the log.
+    pub slow_request: Duration,
     /// The shortest lease, in seconds: one and a half election timeouts, rounded up.
     pub lease_ttl_min_s: i64,
 }
@@ -55,6 +57,7 @@ impl Default for Limits {
             watch_buffer_events_max: 4096,
             watch_buffer_bytes_max: 4 << 20,
             watch_progress_interval: Duration::from_secs(600),
+            slow_request: Duration::from_millis(300),
             lease_ttl_min_s: 2,
         }
     }

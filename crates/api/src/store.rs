@@ -1,19 +1,20 @@
 //! The handle through which every front end reaches the store.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
+use crate::auth::{self, AuthenticateRequest, AuthenticateResponse};
 use crate::kv::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
     DeleteRangeResponse, Event, KeyValue, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse,
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveResponse, Member, PutRequest,
     PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
-use crate::{Credentials, LeaseId, Limits, MemberId, Result, Revision};
+use crate::{Credentials, Error, LeaseId, Limits, MemberId, Result, Revision};
 
 /// One copy of the data, one order of revisions, whatever the protocol.
 ///
@@ -22,11 +23,37 @@ use crate::{Credentials, LeaseId, Limits, MemberId, Result, Revision};
 pub trait Store: Clone + Send + Sync + 'static {
     /// A stream of watchers.
     type Watch: WatchStream;
+    /// A backup on its way.
+    type Backup: BackupStream;
 
     /// The same store, for one client: every request is then held against what that client may do, and refused with
     /// [`crate::Error::InvalidAuthToken`], [`crate::Error::UserEmpty`] or [`crate::Error::PermissionDenied`]. Cheap. A
     /// handle that no front end has put a client behind acts for nobody.
     fn on_behalf_of(&self, credentials: Credentials) -> Self;
+
+    /// The same store, for a user who shows its password: as [`Store::on_behalf_of`], without a token. Meant for one
+    /// request, and cheap once the password was checked. The same store as it is, where auth is off.
+    ///
+    /// # Errors
+    /// As [`Store::authenticate`].
+    fn on_behalf_of_user(&self, user: AuthenticateRequest) -> impl Future<Output = Result<Self>> + Send;
+
+    /// Whether the client is anybody, where auth is on: for what only needs that, such as [`Store::status`].
+    fn check_user(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Whether the client is an administrator, where auth is on: for whoever wants to know before looking at a request.
+    /// What only administrators may do is checked by itself.
+    fn check_admin(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Gives a user a token.
+    ///
+    /// # Errors
+    /// [`crate::Error::AuthNotEnabled`], [`crate::Error::AuthFailed`], [`crate::Error::NoPasswordUser`]; and
+    /// [`crate::Error::TooManyRequests`] while too many passwords wait to be checked.
+    fn authenticate(&self, user: AuthenticateRequest) -> impl Future<Output = Result<AuthenticateResponse>> + Send;
+
+    /// Carries out a request about users and roles.
+    fn auth<R: auth::Request>(&self, request: R) -> impl Future<Output = Result<R::Response>> + Send;
 
     /// Reads keys: linearizably, unless the request says serializable.
     fn range(&self, request: RangeRequest) -> impl Future<Output = Result<RangeResponse>> + Send;
@@ -65,8 +92,8 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// All leases.
     fn lease_leases(&self) -> impl Future<Output = Result<LeaseLeasesResponse>> + Send;
 
-    /// A new stream without watchers.
-    fn watch(&self) -> Self::Watch;
+    /// A new stream without watchers, once this member knows the client's token, if any member does.
+    fn watch(&self) -> impl Future<Output = Self::Watch> + Send;
 
     /// The members, after a read index when `linearizable`.
     fn members(&self, linearizable: bool) -> impl Future<Output = Result<MemberList>> + Send;
@@ -97,8 +124,24 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// so that any two members, etcd's included, can be compared.
     fn hash_kv(&self, revision: Revision) -> impl Future<Output = Result<HashKv>> + Send;
 
+    /// The hash of this member's whole database, by etcd's formula. It is for comparing a member with itself: members of
+    /// one cluster differ in what is not the data.
+    fn hash(&self) -> impl Future<Output = Result<DatabaseHash>> + Send;
+
+    /// The state of this member as it is now, as a database file of etcd.
+    fn backup(&self) -> impl Future<Output = Result<Self::Backup>> + Send;
+
+    /// Lets this member give back space that deleted data takes. It holds nobody up.
+    fn defragment(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Checks, notes or ends the intention to go back to an older release. Replies with the cluster's version.
+    fn downgrade(&self, step: DowngradeStep) -> impl Future<Output = Result<Downgrade>> + Send;
+
     /// How this member is.
     fn status(&self) -> Status;
+
+    /// What of its status every call is held against. Cheap.
+    fn standing(&self) -> Standing;
 
     /// A header that carries the current revision.
     fn header(&self) -> ResponseHeader;
@@ -161,16 +204,60 @@ pub struct HashKv {
     pub hash_revision: Revision,
 }
 
+/// What [`Store::hash`] came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DatabaseHash {
+    /// Who answers, and the revision of what was hashed.
+    pub header: ResponseHeader,
+    /// CRC-32C.
+    pub hash: u32,
+}
+
+/// What to do about going back to an older release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DowngradeStep {
+    /// Say whether it is possible to go to this version.
+    Validate(String),
+    /// Note that the cluster is to go to this version.
+    Enable(String),
+    /// Forget about it.
+    Cancel,
+}
+
+/// What [`Store::downgrade`] came to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Downgrade {
+    /// Who answers.
+    pub header: ResponseHeader,
+    /// The version of the cluster, such as `3.7`.
+    pub version: String,
+}
+
+/// A piece of a backup.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BackupChunk {
+    /// What comes next of the file; and in the last chunk the SHA-256 of the file.
+    pub bytes: Bytes,
+    /// How many bytes of the file come after this chunk.
+    pub remaining_bytes: u64,
+}
+
+/// A backup on its way. Dropping it ends it.
+pub trait BackupStream: Send + 'static {
+    /// The next chunk; `None` after the last one. An error is the end as well.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<BackupChunk>>>;
+}
+
 /// How a member is.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Status {
     /// Who answers, and the store's revision.
     pub header: ResponseHeader,
-    /// Bytes that the store occupies on disk.
+    /// Bytes that the data takes, with all history that is left: what a quota is held against.
     pub db_bytes: u64,
-    /// Bytes of it that hold live data.
+    /// Bytes of it that are in use.
     pub db_in_use_bytes: u64,
-    /// Bytes that it may occupy; 0 when there is no such limit.
+    /// Bytes that it may take; 0 when there is no such limit.
     pub db_quota_bytes: u64,
     /// The leader; 0 when none is known.
     pub leader: MemberId,
@@ -180,6 +267,8 @@ pub struct Status {
     pub raft_applied_index: u64,
     /// Whether this member has no vote.
     pub is_learner: bool,
+    /// The version that the cluster is to go back to, if it is.
+    pub downgrade_target: Option<String>,
     /// What is wrong, in etcd's words; empty when nothing is.
     pub errors: Vec<String>,
     /// Active alarms.
@@ -187,6 +276,15 @@ pub struct Status {
     /// For how long the disk of the Raft log has not finished a write, if that is an election timeout or more: such a
     /// member acknowledges nothing, and gives leadership up.
     pub log_stalled: Option<Duration>,
+}
+
+/// What of a member's status every call is held against.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The leader; 0 when none is known.
+    pub leader: MemberId,
+    /// Whether this member has no vote.
+    pub is_learner: bool,
 }
 
 /// A condition that an operator must look at.
@@ -264,6 +362,60 @@ pub enum WatchError {
     /// A negative start revision.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     NegativeRevision,
+    /// The client may not read these keys. The text is that of a whole gRPC status, as in etcd.
+    #[error("rpc error: code = {:?} desc = {}", .0.code(), .0)]
+    Refused(Error),
+}
+
+/// Changes for watchers. Those that see the same share them, and their encoding as well.
+#[derive(Debug)]
+pub struct Events {
+    events: Box<[Event]>,
+    encoded: OnceLock<Bytes>,
+}
+
+impl Events {
+    /// These changes.
+    pub fn new(events: Vec<Event>) -> Arc<Self> {
+        Arc::new(Events {
+            events: events.into(),
+            encoded: OnceLock::new(),
+        })
+    }
+
+    /// The changes as they stand in etcd's `WatchResponse`: its field 11, which is its last. Made once, whoever asks.
+    pub fn encoded(&self) -> &Bytes {
+        self.encoded.get_or_init(|| {
+            let mut buffer = BytesMut::with_capacity(self.encoded_len());
+            prost::encoding::message::encode_repeated(WATCH_RESPONSE_EVENTS, &self.events, &mut buffer);
+            buffer.freeze()
+        })
+    }
+
+    /// The length of [`Events::encoded`], in bytes.
+    pub fn encoded_len(&self) -> usize {
+        match self.encoded.get() {
+            Some(encoded) => encoded.len(),
+            None => prost::encoding::message::encoded_len_repeated(WATCH_RESPONSE_EVENTS, &self.events),
+        }
+    }
+}
+
+/// The number of the field `events` of etcd's `WatchResponse`.
+const WATCH_RESPONSE_EVENTS: u32 = 11;
+
+impl std::ops::Deref for Events {
+    type Target = [Event];
+
+    fn deref(&self) -> &[Event] {
+        &self.events
+    }
+}
+
+impl PartialEq for Events {
+    fn eq(&self, other: &Self) -> bool {
+        self.events == other.events
+    }
 }
 
 /// What a watch stream has to say.
@@ -275,8 +427,8 @@ pub enum WatchOutput {
         watch_id: i64,
         /// The header's revision.
         revision: Revision,
-        /// The changes; shared between watchers that see the same.
-        events: Arc<[Event]>,
+        /// The changes.
+        events: Arc<Events>,
     },
     /// Everything up to `revision` was sent.
     Progress {

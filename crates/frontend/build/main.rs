@@ -58,6 +58,49 @@ const REFLECTION: [&str; 2] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
+/// Likewise, in `api::auth`.
+const IN_API_AUTH: [&str; 39] = [
+    "etcdserverpb.AuthEnableRequest",
+    "etcdserverpb.AuthEnableResponse",
+    "etcdserverpb.AuthDisableRequest",
+    "etcdserverpb.AuthDisableResponse",
+    "etcdserverpb.AuthStatusRequest",
+    "etcdserverpb.AuthStatusResponse",
+    "etcdserverpb.AuthenticateRequest",
+    "etcdserverpb.AuthenticateResponse",
+    "etcdserverpb.AuthUserAddRequest",
+    "etcdserverpb.AuthUserAddResponse",
+    "etcdserverpb.AuthUserGetRequest",
+    "etcdserverpb.AuthUserGetResponse",
+    "etcdserverpb.AuthUserListRequest",
+    "etcdserverpb.AuthUserListResponse",
+    "etcdserverpb.AuthUserDeleteRequest",
+    "etcdserverpb.AuthUserDeleteResponse",
+    "etcdserverpb.AuthUserChangePasswordRequest",
+    "etcdserverpb.AuthUserChangePasswordResponse",
+    "etcdserverpb.AuthUserGrantRoleRequest",
+    "etcdserverpb.AuthUserGrantRoleResponse",
+    "etcdserverpb.AuthUserRevokeRoleRequest",
+    "etcdserverpb.AuthUserRevokeRoleResponse",
+    "etcdserverpb.AuthRoleAddRequest",
+    "etcdserverpb.AuthRoleAddResponse",
+    "etcdserverpb.AuthRoleGetRequest",
+    "etcdserverpb.AuthRoleGetResponse",
+    "etcdserverpb.AuthRoleListRequest",
+    "etcdserverpb.AuthRoleListResponse",
+    "etcdserverpb.AuthRoleDeleteRequest",
+    "etcdserverpb.AuthRoleDeleteResponse",
+    "etcdserverpb.AuthRoleGrantPermissionRequest",
+    "etcdserverpb.AuthRoleGrantPermissionResponse",
+    "etcdserverpb.AuthRoleRevokePermissionRequest",
+    "etcdserverpb.AuthRoleRevokePermissionResponse",
+    "authpb.User",
+    "authpb.UserAddOptions",
+    "authpb.Permission",
+    "authpb.Permission.Type",
+    "authpb.Role",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=build");
@@ -80,6 +123,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let name = message.rsplit('.').next().unwrap_or(message);
         builder = builder.extern_path(format!(".{message}"), format!("::api::kv::{name}"));
     }
+    for message in IN_API_AUTH {
+        let name = match message {
+            "authpb.Permission.Type" => "PermissionType",
+            _ => message.rsplit('.').next().unwrap_or(message),
+        };
+        builder = builder.extern_path(format!(".{message}"), format!("::api::auth::{name}"));
+    }
     withhold_derives(&mut descriptors);
     builder.compile_fds(descriptors)?;
     Ok(())
@@ -91,7 +141,8 @@ fn withhold_derives(descriptors: &mut FileDescriptorSet) {
     for file in &mut descriptors.file {
         let package = file.package().to_owned();
         for message in &mut file.message_type {
-            if IN_API.contains(&format!("{package}.{}", message.name()).as_str()) {
+            let name = format!("{package}.{}", message.name());
+            if IN_API.contains(&name.as_str()) || IN_API_AUTH.contains(&name.as_str()) {
                 let mut field = FieldDescriptorProto {
                     name: Some("withhold_derives".to_owned()),
                     number: Some(1000),

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | KV, Watch, Lease | all of it |
 //! | Cluster | all of it |
-//! | Maintenance | Alarm, HashKV, MoveLeader, Status |
-//! | Auth | AuthStatus and Authenticate, of a store where auth is off |
+//! | Maintenance | all of it |
+//! | Auth | all of it |
 //! | Lock, Election | all of it |
 //! | `grpc.health.v1` | all of it |
 //! | `grpc.reflection.v1`, `v1alpha` | all of it; etcd has none |
@@ -27,12 +27,15 @@ mod maintenance;
 mod peer_urls;
 mod queue;
 mod reflection;
+mod slow;
 mod status;
 mod watch;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
+use std::sync::Arc;
 
-use api::Store;
+use api::{Credentials, Store};
 use bytes::Bytes;
 use http::{Request, Response};
 use tonic::body::Body;
@@ -44,20 +47,22 @@ use crate::proto::etcdserverpb::cluster_server::ClusterServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
-use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v3electionpb::election_server::ElectionServer;
 use crate::proto::v3lockpb::lock_server::LockServer;
 
 pub(crate) use call::{ByLearner, Call, Guard, Inbound, Outbound};
+pub(crate) use kv::Kv;
 use methods::Method;
 use reflection::Reflection;
 pub use status::status;
 
 /// The services, each ready to take calls.
 pub(crate) struct Services<S: Store> {
-    kv: KvServer<kv::Kv<S>>,
-    watch: WatchServer<watch::Watch<S>>,
+    inline_kv: Arc<Kv<S>>,
+    kv: KvServer<Kv<S>>,
+    watch: watch::Watch<S>,
+    receive_max: usize,
     lease: LeaseServer<lease::Lease<S>>,
     cluster: ClusterServer<cluster::Cluster<S>>,
     maintenance: MaintenanceServer<maintenance::Maintenance<S>>,
@@ -80,8 +85,10 @@ impl<S: Store> Services<S> {
             };
         }
         Services {
-            kv: server!(KvServer, kv::Kv(store.clone())),
-            watch: server!(WatchServer, watch::Watch(store.clone())),
+            inline_kv: Arc::new(Kv(store.clone())),
+            kv: server!(KvServer, Kv(store.clone())),
+            watch: watch::Watch(store.clone()),
+            receive_max,
             lease: server!(LeaseServer, lease::Lease(store.clone())),
             cluster: server!(ClusterServer, cluster::Cluster(store.clone())),
             maintenance: server!(MaintenanceServer, maintenance::Maintenance(store.clone())),
@@ -93,6 +100,11 @@ impl<S: Store> Services<S> {
         }
     }
 
+    /// The KV service, for whoever calls its methods without the way through a request and a response.
+    pub(crate) fn kv(&self) -> &Arc<Kv<S>> {
+        &self.inline_kv
+    }
+
     /// Begins a call; `None` if this release does not offer the method.
     pub(crate) fn call<B>(&self, method: &Method, request: Request<B>) -> Option<BoxFuture<Response<Body>, Infallible>>
     where
@@ -101,13 +113,14 @@ impl<S: Store> Services<S> {
     {
         Some(match (method.service, method.name) {
             ("etcdserverpb.KV", _) => self.kv.clone().call(request),
-            ("etcdserverpb.Watch", _) => self.watch.clone().call(request),
+            ("etcdserverpb.Watch", _) => {
+                let reply = self.watch.clone().serve(request, self.receive_max);
+                Box::pin(async move { Ok(reply.await) })
+            }
             ("etcdserverpb.Lease", _) => self.lease.clone().call(request),
             ("etcdserverpb.Cluster", _) => self.cluster.clone().call(request),
-            ("etcdserverpb.Maintenance", "Alarm" | "HashKV" | "MoveLeader" | "Status") => {
-                self.maintenance.clone().call(request)
-            }
-            ("etcdserverpb.Auth", "AuthStatus" | "Authenticate") => self.auth.clone().call(request),
+            ("etcdserverpb.Maintenance", _) => self.maintenance.clone().call(request),
+            ("etcdserverpb.Auth", _) => self.auth.clone().call(request),
             ("v3lockpb.Lock", _) => self.lock.clone().call(request),
             ("v3electionpb.Election", _) => self.election.clone().call(request),
             ("grpc.health.v1.Health", _) => self.health.clone().call(request),
@@ -115,5 +128,13 @@ impl<S: Store> Services<S> {
             ("grpc.reflection.v1alpha.ServerReflection", _) => self.reflection.v1alpha(request.map(Body::new)),
             _ => return None,
         })
+    }
+}
+
+/// The store, for the client that a call comes from.
+pub(crate) fn for_client<'a, S: Store, T>(store: &'a S, request: &tonic::Request<T>) -> Cow<'a, S> {
+    match request.extensions().get::<Credentials>() {
+        Some(credentials) => Cow::Owned(store.on_behalf_of(credentials.clone())),
+        None => Cow::Borrowed(store),
     }
 }

@@ -4,7 +4,8 @@
 //! Nothing here knows how a request is carried out. A front end reads it, holds it against what can be checked without
 //! the store, hands it on, and says the answer, or the refusal, in the words that etcd's clients expect.
 //!
-//! [`Frontend`] is the whole of it as one service: gRPC requests go to [`etcd`], everything else to [`http`].
+//! [`Frontend`] is the whole of it as one service: gRPC requests go to [`etcd`], those under `/api/v1` to [`rest`],
+//! everything else to [`http`].
 //! [`serve_connection`] runs it on a connection, HTTP/1.1 or HTTP/2, whichever the client speaks.
 
 mod access;
@@ -14,16 +15,18 @@ pub mod etcd;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gateway;
+mod h2_server;
 pub mod http;
 pub mod observer;
 pub mod proto;
+pub mod rest;
 mod service;
 
 pub use access::Access;
 pub use connection::{ConnectionSettings, serve_connection};
 pub use credentials::ClientCertificate;
 pub use etcd::methods::{CallKind, Method, Service, methods};
-pub use observer::Observer;
+pub use observer::{CallSpan, CallTracer, Observer};
 pub use service::{Frontend, Listener, Options, ResponseBody, ResponseFuture, Traffic, router};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

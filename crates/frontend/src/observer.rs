@@ -1,5 +1,9 @@
 //! What the front ends tell the metrics.
 
+use std::time::Duration;
+
+use http::HeaderMap;
+
 use crate::etcd::methods::Method;
 
 /// The names that gRPC's status codes have in metrics, by number (grpc-go's `codes.Code.String`).
@@ -30,8 +34,8 @@ pub trait Observer: Send + Sync + 'static {
     fn started(&self, method: &'static Method) {}
 
     /// It ended with this status code, below 17 (`grpc_server_handled_total`). A call that its client gave up ends as
-    /// Canceled.
-    fn handled(&self, method: &'static Method, code: usize) {}
+    /// Canceled. It took this long from its request's headers to its status.
+    fn handled(&self, method: &'static Method, code: usize, took: Duration) {}
 
     /// Messages of it came in, with this many bytes of payload (`grpc_server_msg_received_total`,
     /// `etcd_network_client_grpc_received_bytes_total`).
@@ -49,6 +53,18 @@ pub trait Observer: Send + Sync + 'static {
 
     /// One check of `/livez` or `/readyz` ended so (`etcd_server_healthcheck`, `etcd_server_healthchecks_total`).
     fn health_check(&self, kind: &'static str, name: &'static str, healthy: bool) {}
+}
+
+/// Makes spans of calls, for a trace.
+pub trait CallTracer: Send + Sync + 'static {
+    /// A call came in with these headers. `None` if it is not sampled.
+    fn start(&self, method: &'static Method, headers: &HeaderMap) -> Option<Box<dyn CallSpan>>;
+}
+
+/// A call in a trace.
+pub trait CallSpan: Send {
+    /// It ended with this status code, below 17.
+    fn end(self: Box<Self>, code: usize);
 }
 
 /// Hears nothing.

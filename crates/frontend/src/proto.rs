@@ -1,12 +1,8 @@
 //! The generated half of etcd's API: messages, servers and clients, from the files under `proto/`.
 //!
-//! Messages that [`api::kv`] has are not generated again: the generated code uses those.
+//! Messages that [`api::kv`] or [`api::auth`] have are not generated again: the generated code uses those.
 
 #![allow(missing_docs, clippy::all, reason = "generated; etcd documents its own API")]
-
-pub mod authpb {
-    tonic::include_proto!("authpb");
-}
 
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");

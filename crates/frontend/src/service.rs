@@ -19,10 +19,10 @@ use tonic::Status;
 
 use crate::access::Access;
 use crate::etcd::methods::{self, CallKind, Method};
-use crate::etcd::{ByLearner, Call, Guard, Inbound, Outbound, Services, call, status};
+use crate::etcd::{ByLearner, Call, Guard, Inbound, Kv, Outbound, Services, call, status};
 use crate::gateway::Gateway;
 use crate::observer::Deaf;
-use crate::{BoxError, Observer, credentials, http as http_api};
+use crate::{BoxError, CallTracer, ClientCertificate, Observer, credentials, http as http_api, rest};
 
 /// How many election timeouts in a row without a leader a stream survives that asked for one (etcd's `maxNoLeaderCnt`).
 const LEADERLESS_TIMEOUTS_MAX: u32 = 3;
@@ -34,6 +34,10 @@ pub struct Options {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Hears of every call.
     pub observer: Arc<dyn Observer>,
+    /// Write the headers of each request over HTTP/2 to standard error, in the form of Go's `http2debug`.
+    pub shows_headers: bool,
+    /// Makes spans of calls, if they are traced.
+    pub tracer: Option<Arc<dyn CallTracer>>,
     /// Raft's election timeout: streams that ask for a leader end after three of them without one.
     pub election_timeout: Duration,
     /// Which web pages and host names are let in over HTTP.
@@ -52,6 +56,8 @@ impl Default for Options {
         Options {
             metrics: Arc::new(String::new),
             observer: Arc::new(Deaf),
+            tracer: None,
+            shows_headers: false,
             election_timeout: Duration::from_secs(1),
             access: Access::default(),
             gateway_calls_max: Some(u32::MAX),
@@ -81,6 +87,8 @@ pub enum Traffic {
     Http,
     /// Metrics and health alone (`--listen-metrics-urls`).
     Metrics,
+    /// The HTTP API under `/api/v1` alone (`--listen-http-urls`).
+    Rest,
 }
 
 /// Where a connection comes in.
@@ -98,6 +106,8 @@ pub struct Listener {
 pub struct Frontend<S: Store> {
     shared: Arc<Shared<S>>,
     listener: Listener,
+    /// That of the connection whose requests this handle answers.
+    certificate: Option<ClientCertificate>,
 }
 
 struct Shared<S: Store> {
@@ -105,6 +115,7 @@ struct Shared<S: Store> {
     services: Services<S>,
     http: axum::Router,
     metrics: axum::Router,
+    rest: axum::Router,
     gateway: Option<Gateway>,
     options: Options,
     message_bytes_max: usize,
@@ -115,6 +126,7 @@ impl<S: Store> Clone for Frontend<S> {
         Frontend {
             shared: Arc::clone(&self.shared),
             listener: self.listener,
+            certificate: self.certificate.clone(),
         }
     }
 }
@@ -133,10 +145,12 @@ pub fn router<S: Store>(store: S, options: Options) -> axum::Router {
 impl<S: Store> Frontend<S> {
     /// The front ends of this store.
     pub fn new(store: S, options: Options) -> Self {
+        let rest = rest::router(store.clone(), &options);
         Frontend {
             shared: Arc::new(Shared {
                 services: Services::new(store.clone()),
-                http: http_api::router(store.clone(), &options),
+                http: http_api::router(store.clone(), &options).merge(rest.clone()),
+                rest: rest.fallback(rest::not_found),
                 metrics: http_api::metrics_router(store.clone(), &options),
                 gateway: options.gateway_calls_max.map(Gateway::new),
                 message_bytes_max: store.limits().grpc_receive_bytes_max(),
@@ -144,6 +158,7 @@ impl<S: Store> Frontend<S> {
                 options,
             }),
             listener: Listener::default(),
+            certificate: None,
         }
     }
 
@@ -152,6 +167,7 @@ impl<S: Store> Frontend<S> {
         Frontend {
             shared: Arc::clone(&self.shared),
             listener,
+            certificate: self.certificate.clone(),
         }
     }
 
@@ -176,17 +192,54 @@ impl<S: Store> Frontend<S> {
     pub(crate) fn endpoints(&self) -> axum::Router {
         match self.listener.traffic {
             Traffic::Metrics => self.shared.metrics.clone(),
+            Traffic::Rest => self.shared.rest.clone(),
             _ => self.shared.http.clone(),
         }
     }
 
-    fn respond<B>(&self, request: Request<B>) -> ResponseFuture
+    /// The same, for one connection whose client showed this certificate.
+    pub fn with_certificate(self, certificate: Option<ClientCertificate>) -> Self {
+        Frontend { certificate, ..self }
+    }
+
+    /// Adds to a request what its connection's client showed of itself.
+    pub(crate) fn introduce<B>(&self, request: &mut Request<B>) {
+        if let Some(certificate) = &self.certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
+    }
+
+    /// Shows a request's headers, if somebody wants to see them.
+    pub(crate) fn show<B>(&self, request: &Request<B>) {
+        if self.shared.options.shows_headers {
+            show_headers(request);
+        }
+    }
+
+    /// Has a call traced, if calls are.
+    pub(crate) fn trace<B>(&self, call: &mut Call, request: &Request<B>) {
+        if let Some(tracer) = &self.shared.options.tracer {
+            call.trace(&**tracer, request.headers());
+        }
+    }
+
+    /// Whether gRPC calls are answered where this request came in.
+    pub(crate) fn takes_grpc(&self) -> bool {
+        matches!(self.listener.traffic, Traffic::Both | Traffic::Grpc)
+    }
+
+    /// Begins to answer a request.
+    pub(crate) fn respond<B>(&self, mut request: Request<B>) -> ResponseFuture
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
+        self.introduce(&mut request);
+        self.show(&request);
         let traffic = self.listener.traffic;
-        if matches!(traffic, Traffic::Http | Traffic::Metrics) || traffic == Traffic::Both && !is_grpc(&request) {
+        if matches!(traffic, Traffic::Http | Traffic::Metrics | Traffic::Rest)
+            || traffic == Traffic::Both && !is_grpc(&request)
+        {
             let request = request.map(axum::body::Body::new);
             return ResponseFuture(State::Http(Box::pin(http_api::serve(self.clone(), request))));
         }
@@ -224,20 +277,11 @@ impl<S: Store> Frontend<S> {
         let shared = &*self.shared;
         let observer = &shared.options.observer;
         let mut call = Call::start(method, Arc::clone(observer));
-        let Admission {
-            needs_leader,
-            by_learner,
-        } = self
-            .admit(method, &request)
-            .inspect_err(|status| call.end(status.code()))?;
+        self.trace(&mut call, &request);
         let mut request = request;
-        if by_learner {
-            request.extensions_mut().insert(ByLearner);
-        }
-        let credentials = credentials::of(&request);
-        if !credentials.is_empty() {
-            request.extensions_mut().insert(credentials);
-        }
+        let needs_leader = self
+            .admit(method, &mut request)
+            .inspect_err(|status| call.end(status.code()))?;
         let request = request.map(|body| Inbound::new(body, shared.message_bytes_max, method, Arc::clone(observer)));
         let Some(reply) = shared.services.call(method, request) else {
             let status = Status::unimplemented(format!(
@@ -260,9 +304,11 @@ impl<S: Store> Frontend<S> {
         }))
     }
 
-    /// Holds a call against etcd's rules for learners, and its metadata against those for metadata.
-    fn admit<B>(&self, method: &'static Method, request: &Request<B>) -> Result<Admission, Status> {
-        let now = self.shared.store.status();
+    /// Holds a call against etcd's rules for learners, and its metadata against those for metadata. Its handler finds
+    /// what it must know of that among the extensions. Says whether the call wants a leader to be there as long as it
+    /// runs.
+    pub(crate) fn admit<B>(&self, method: &'static Method, request: &mut Request<B>) -> Result<bool, Status> {
+        let now = self.shared.store.standing();
         if now.is_learner && !is_served_by_learners(method) {
             return Err(status(api::Error::NotSupportedForLearner));
         }
@@ -275,10 +321,24 @@ impl<S: Store> Frontend<S> {
         if needs_leader && now.leader == 0 {
             return Err(status(api::Error::NoLeader));
         }
-        Ok(Admission {
-            needs_leader,
-            by_learner: now.is_learner,
-        })
+        if now.is_learner {
+            request.extensions_mut().insert(ByLearner);
+        }
+        let credentials = credentials::of(request);
+        if !credentials.is_empty() {
+            request.extensions_mut().insert(credentials);
+        }
+        Ok(needs_leader)
+    }
+
+    /// The KV service.
+    pub(crate) fn kv(&self) -> &Arc<Kv<S>> {
+        self.shared.services.kv()
+    }
+
+    /// Who hears of every call.
+    pub(crate) fn observer(&self) -> &Arc<dyn Observer> {
+        &self.shared.options.observer
     }
 
     /// What may end a stream from our side, if anything may.
@@ -298,14 +358,6 @@ impl<S: Store> Frontend<S> {
     }
 }
 
-/// How a call is let in.
-struct Admission {
-    /// It wants a leader to be there, for as long as it runs.
-    needs_leader: bool,
-    /// This member has no vote.
-    by_learner: bool,
-}
-
 /// Which methods learners serve. Of ranges only the serializable ones, which shows once the request is read: see
 /// [`ByLearner`].
 fn is_served_by_learners(method: &Method) -> bool {
@@ -315,7 +367,7 @@ fn is_served_by_learners(method: &Method) -> bool {
     )
 }
 
-async fn stopped(stopping: Option<watch::Receiver<bool>>) {
+pub(crate) async fn stopped(stopping: Option<watch::Receiver<bool>>) {
     if let Some(mut stopping) = stopping
         && stopping.wait_for(|stopping| *stopping).await.is_ok()
     {
@@ -328,12 +380,45 @@ async fn leader_lost<S: Store>(store: S, election_timeout: Duration) {
     let mut leaderless = 0;
     while leaderless < LEADERLESS_TIMEOUTS_MAX {
         tokio::time::sleep(election_timeout).await;
-        leaderless = if store.status().leader == 0 { leaderless + 1 } else { 0 };
+        leaderless = if store.standing().leader == 0 {
+            leaderless + 1
+        } else {
+            0
+        };
     }
 }
 
+/// Writes a request's headers as Go does: for a person who debugs, at a person's pace.
+fn show_headers<B>(request: &Request<B>) {
+    if request.version() != Version::HTTP_2 {
+        return;
+    }
+    let mut text = String::new();
+    let mut show = |name: &str, value: &[u8]| {
+        let value = value.escape_ascii();
+        text += &format!("http2: decoded hpack field header field \"{name}\" = \"{value}\"\n");
+    };
+    let uri = request.uri();
+    show(":method", request.method().as_str().as_bytes());
+    show(":path", uri.path().as_bytes());
+    show(
+        ":authority",
+        uri.authority().map_or("", |authority| authority.as_str()).as_bytes(),
+    );
+    for (name, value) in request.headers() {
+        let value = if value.is_sensitive() || name == "token" || name == "authorization" {
+            &b"(not shown)"[..]
+        } else {
+            value.as_bytes()
+        };
+        show(name.as_str(), value);
+    }
+    // There may be no reader.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+}
+
 /// Whether a request is gRPC's, by grpc-go's reading of the content type.
-fn is_grpc<B>(request: &Request<B>) -> bool {
+pub(crate) fn is_grpc<B>(request: &Request<B>) -> bool {
     let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
     request.version() == Version::HTTP_2
         && content_type

@@ -1,5 +1,6 @@
 //! The typed configuration of a node: settings, checked and in the units that the code works with.
 
+mod auth;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -7,10 +8,13 @@ use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::flags::{FLAGS, Failure, Note, Settings, Source, Status, parse_duration};
-use crate::logging::{LogConfig, LogFormat, LogLevel, LogOutput};
+pub use server::AutoCompaction;
+
+use crate::flags::{FLAGS, Failure, GATES, Gate, Note, Settings, Source, Status, parse_duration};
+use crate::logging::{LogConfig, LogFormat, LogLevel, LogOutput, Rotation};
 use crate::url::Url;
 
+pub use auth::{AuthConfig, TokenConfig};
 pub use tls::TlsConfig;
 
 /// The longest election timeout that etcd takes, in milliseconds.
@@ -29,6 +33,8 @@ pub struct Config {
     pub listen: ListenConfig,
     /// TLS for clients and between members.
     pub tls: TlsConfig,
+    /// How users log in.
+    pub auth: AuthConfig,
     /// The cluster at its first start.
     pub cluster: ClusterConfig,
     /// Heartbeat of a leader.
@@ -49,8 +55,14 @@ pub struct Config {
     pub record_cache_bytes: usize,
     /// Time between two progress notices to a watcher that asked for them.
     pub watch_progress_interval: Duration,
-    /// What to compact without being asked. Not acted upon yet.
+    /// What to compact without being asked.
     pub auto_compaction: AutoCompaction,
+    /// Most keys that one step of compaction looks at.
+    pub compaction_batch_keys: usize,
+    /// Pause between two steps of compaction.
+    pub compaction_pause: Duration,
+    /// Size of the data at which writes are refused, in bytes; 0 for whatever the disk has room for.
+    pub quota_bytes: u64,
     /// Applying for longer than this is logged.
     pub warning_apply: Duration,
     /// How members keep together.
@@ -59,6 +71,25 @@ pub struct Config {
     pub warning_unary_request: Duration,
     /// Where logs go, and in what form.
     pub log: LogConfig,
+    /// A histogram of the time that each gRPC method takes.
+    pub extensive_metrics: bool,
+    /// Where calls are traced, if they are.
+    pub tracing: Option<TracingConfig>,
+    /// Feature gates with their stages, and whether each is on.
+    pub gates: Vec<(&'static Gate, bool)>,
+}
+
+/// Traces of calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracingConfig {
+    /// The collector.
+    pub address: String,
+    /// The service that traces name.
+    pub service_name: String,
+    /// The instance that traces name, if any.
+    pub instance_id: String,
+    /// How many calls in a million are traced.
+    pub sampled_per_million: u32,
 }
 
 /// How members keep together.
@@ -97,6 +128,8 @@ pub struct RaftConfig {
 pub struct ListenConfig {
     /// Where gRPC and HTTP are served, on one port; gRPC alone if HTTP has URLs of its own.
     pub client_urls: Vec<Url>,
+    /// Where the plain HTTP API alone is served.
+    pub http_urls: Vec<Url>,
     /// Where HTTP alone is served.
     pub client_http_urls: Vec<Url>,
     /// Where metrics and health alone are served.
@@ -195,17 +228,6 @@ pub enum Compression {
     None,
 }
 
-/// What to compact without being asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AutoCompaction {
-    /// Nothing.
-    Off,
-    /// What is older than this.
-    Periodic(Duration),
-    /// All but this many revisions.
-    Revisions(u64),
-}
-
 impl Config {
     /// Checks the settings and converts them. Returns what to log as well: what was set and has no effect, and why.
     pub fn from_settings(settings: &Settings) -> Result<(Config, Vec<Note>), Failure> {
@@ -219,7 +241,7 @@ impl Config {
                 notes.push(Note { warning: true, message });
             }
         }
-        check_gates(settings)?;
+        let gates = gates(settings, &mut notes)?;
 
         let name = settings.text("name").to_owned();
         let data_dir = match settings.text("data-dir") {
@@ -239,6 +261,7 @@ impl Config {
                 .map(PathBuf::from),
             listen: listen(settings)?,
             tls: TlsConfig::from_settings(settings, &mut notes)?,
+            auth: AuthConfig::from_settings(settings, &mut notes)?,
             cluster: cluster(settings, &name)?,
             name,
             heartbeat,
@@ -257,6 +280,12 @@ impl Config {
                 interval => interval,
             },
             auto_compaction: auto_compaction(settings)?,
+            compaction_batch_keys: match size(settings, "compaction-batch-limit", 0)? {
+                0 => 1000,
+                keys => keys,
+            },
+            compaction_pause: duration(settings, "compaction-sleep-interval")?,
+            quota_bytes: size(settings, "quota-backend-bytes", 0)?,
             warning_apply: duration(settings, "warning-apply-duration")?,
             warning_unary_request: match duration(settings, "warning-unary-request-duration")? {
                 Duration::ZERO => Duration::from_millis(300),
@@ -264,6 +293,9 @@ impl Config {
             },
             raft: raft(settings)?,
             log: log(settings)?,
+            extensive_metrics: settings.text("metrics") == "extensive",
+            tracing: tracing(settings)?,
+            gates,
         };
         Ok((config, notes))
     }
@@ -291,21 +323,32 @@ fn refuse(settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_gates(settings: &Settings) -> Result<(), Failure> {
-    let on = |gate: &str| {
-        settings
-            .gates("feature-gates")
-            .iter()
-            .rev()
-            .find(|(name, _)| name == gate)
-            .is_some_and(|g| g.1)
-    };
-    if on("LeaseCheckpointPersist") && !(on("LeaseCheckpoint") || on("AllAlpha")) {
+/// What each gate comes to. Later settings of a gate win; those of AllAlpha and AllBeta hold for gates not named.
+fn gates(settings: &Settings, notes: &mut Vec<Note>) -> Result<Vec<(&'static Gate, bool)>, Failure> {
+    let named = settings.gates("feature-gates");
+    let set = |name: &str| named.iter().rev().find(|(gate, _)| gate == name).map(|gate| gate.1);
+    let resolved: Vec<_> = GATES
+        .iter()
+        .map(|gate| {
+            let all = if gate.stage == "ALPHA" { "AllAlpha" } else { "AllBeta" };
+            (gate, set(gate.name).or_else(|| set(all)).unwrap_or(gate.default))
+        })
+        .collect();
+    let on = |name: &str| resolved.iter().any(|(gate, on)| gate.name == name && *on);
+    if on("LeaseCheckpointPersist") && !on("LeaseCheckpoint") {
         return Err(Failure::config(
             "--feature-gates: LeaseCheckpointPersist requires LeaseCheckpoint",
         ));
     }
-    Ok(())
+    for (gate, on) in &resolved {
+        if let Some(reason) = gate.no_effect
+            && *on != gate.default
+        {
+            let message = format!("--feature-gates={}={on} has no effect: {reason}", gate.name);
+            notes.push(Note { warning: true, message });
+        }
+    }
+    Ok(resolved)
 }
 
 fn raft_times(settings: &Settings) -> Result<(Duration, Duration), Failure> {
@@ -332,6 +375,7 @@ fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
         "listen-client-urls",
         "listen-client-http-urls",
         "listen-metrics-urls",
+        "listen-http-urls",
         "listen-peer-urls",
     ] {
         for url in settings.urls(name) {
@@ -361,6 +405,15 @@ fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
             "cannot bind both --listen-client-urls and --listen-client-http-urls on the same url {url}"
         )));
     }
+    let http_urls = settings.urls("listen-http-urls").to_vec();
+    if let Some(url) = http_urls
+        .iter()
+        .find(|url| client_urls.iter().any(|other| address(other) == address(url)))
+    {
+        return Err(Failure::config(format!(
+            "--listen-http-urls and --listen-client-urls cannot both have {url}: the latter serves the HTTP API anyway"
+        )));
+    }
     let names = |name: &str| {
         settings
             .list(name)
@@ -371,6 +424,7 @@ fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
     };
     Ok(ListenConfig {
         client_urls,
+        http_urls,
         client_http_urls,
         metrics_urls: settings.urls("listen-metrics-urls").to_vec(),
         cors: names("cors"),
@@ -457,7 +511,8 @@ fn list(urls: &[Url]) -> String {
     urls.iter().map(Url::as_str).collect::<Vec<_>>().join(",")
 }
 
-fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, String> {
+/// The members in `name=url,...`, each with its URLs, sorted.
+pub(crate) fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, String> {
     let mut members: BTreeMap<String, Vec<Url>> = BTreeMap::new();
     for part in text.split(',').map(str::trim) {
         let (name, url) = part
@@ -569,7 +624,82 @@ fn log(settings: &Settings) -> Result<LogConfig, Failure> {
         _ if settings.is_set("log-format") => LogFormat::Json,
         _ => LogFormat::ConsoleOnTerminals,
     };
-    Ok(LogConfig { level, format, outputs })
+    let rotation = rotation(settings, names)?;
+    Ok(LogConfig {
+        level,
+        format,
+        outputs,
+        rotation,
+    })
+}
+
+/// etcd's form of how to rotate, which is that of its library: all fields may be left out, unknown ones are ignored.
+#[derive(serde::Deserialize)]
+#[serde(default)]
+struct RotationJson {
+    maxsize: u32,
+    maxage: u32,
+    maxbackups: usize,
+    localtime: bool,
+    compress: bool,
+}
+
+impl Default for RotationJson {
+    fn default() -> Self {
+        RotationJson {
+            maxsize: 100,
+            maxage: 0,
+            maxbackups: 0,
+            localtime: false,
+            compress: false,
+        }
+    }
+}
+
+fn tracing(settings: &Settings) -> Result<Option<TracingConfig>, Failure> {
+    if !settings.boolean("enable-distributed-tracing") {
+        return Ok(None);
+    }
+    let sampled_per_million: u32 = size(settings, "distributed-tracing-sampling-rate", 0)?;
+    if sampled_per_million > 1_000_000 {
+        return Err(Failure::config(
+            "distributed tracing configurition is not valid: (tracing sampling rate must be less than 1000000)",
+        ));
+    }
+    Ok(Some(TracingConfig {
+        address: settings.text("distributed-tracing-address").to_owned(),
+        service_name: settings.text("distributed-tracing-service-name").to_owned(),
+        instance_id: settings.text("distributed-tracing-instance-id").to_owned(),
+        sampled_per_million,
+    }))
+}
+
+fn rotation(settings: &Settings, outputs: &[String]) -> Result<Option<Rotation>, Failure> {
+    if !settings.boolean("enable-log-rotation") {
+        return Ok(None);
+    }
+    let is_stream = |name: &&String| matches!(name.as_str(), "" | "default" | "stderr" | "stdout" | "systemd/journal");
+    if outputs.iter().filter(|name| !is_stream(name)).count() != 1 {
+        return Err(Failure::config(
+            "--log-outputs requires a single file path when --log-rotate-config-json is defined",
+        ));
+    }
+    let json: RotationJson = serde_json::from_str(settings.text("log-rotation-config-json")).map_err(|error| {
+        let kind = if error.is_data() {
+            "invalid log rotation config"
+        } else {
+            "improperly formatted log rotation config"
+        };
+        Failure::config(format!("--log-rotation-config-json: {kind}: {error}"))
+    })?;
+    let megabytes = if json.maxsize == 0 { 100 } else { json.maxsize };
+    Ok(Some(Rotation {
+        bytes_max: u64::from(megabytes) << 20,
+        age_days_max: json.maxage,
+        backups_max: json.maxbackups,
+        local_time: json.localtime,
+        compress: json.compress,
+    }))
 }
 
 /// A number or a size that is at least `least` and fits where it is used.
@@ -648,7 +778,7 @@ mod tests {
                 "KeyFile and CertFile must both be present[key: , cert: x]",
             ),
             (&["--tls-min-version=TLS1.1"], "unexpected TLS version \"TLS1.1\""),
-            (&["--auth-token=jwt,pub-key=x"], "--auth-token"),
+            (&["--auth-token=jwt,pub-key=x"], "auth: invalid auth options"),
             (
                 &[
                     "--listen-client-urls=http://127.0.0.1:1",
@@ -678,6 +808,16 @@ mod tests {
                 ],
                 "TLS",
             ),
+            (
+                &[
+                    "--listen-client-urls=http://127.0.0.1:1",
+                    "--advertise-client-urls=http://a:1",
+                    "--listen-http-urls=http://127.0.0.1:1",
+                ],
+                "cannot both have http://127.0.0.1:1",
+            ),
+            (&["--listen-http-urls=https://127.0.0.1:1"], "TLS key/cert"),
+            (&["--listen-http-urls=http://a:1"], "--listen-http-urls"),
             (
                 &["--listen-client-urls=http://127.0.0.1:1"],
                 "--advertise-client-urls is required",
@@ -732,6 +872,20 @@ mod tests {
                 .any(|m| m.starts_with("--memory-mlock has no effect: the data"))
         );
         assert!(messages.iter().any(|m| m.starts_with("--enable-pprof has no effect")));
+    }
+
+    #[test]
+    fn an_invalid_bcrypt_cost_is_replaced_as_in_etcd() {
+        for (cost, used, notes_about_it) in [("4", 4, 0), ("31", 31, 0), ("3", 10, 1), ("32", 10, 1)] {
+            let (config, notes) = config(&["--data-dir=x", &format!("--bcrypt-cost={cost}")]).unwrap();
+            assert_eq!((config.auth.bcrypt_cost, notes.len()), (used, notes_about_it), "{cost}");
+        }
+        let ttl = |args: &[&str]| config(args).unwrap().0.auth.tokens;
+        let seconds = |seconds| TokenConfig::Simple {
+            ttl: Duration::from_secs(seconds),
+        };
+        assert_eq!(ttl(&["--auth-token-ttl=7"]), seconds(7));
+        assert_eq!(ttl(&["--auth-token-ttl=0"]), seconds(300));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::url::Url;
 pub use help::{help, version};
 pub use parse::load;
 pub use table::{FLAGS, Flag, Group, Status};
-pub use value::{Kind, Value, parse_duration};
+pub use value::{GATES, Gate, Kind, Value, parse_duration};
 
 /// Why the program ends before the node starts: one line for the user, and the exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]

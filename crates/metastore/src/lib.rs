@@ -6,5 +6,6 @@
 pub mod config;
 pub mod flags;
 pub mod logging;
+pub mod snapshot;
 pub mod start;
 pub mod url;

@@ -4,6 +4,8 @@
 //! thread of their own, one for each output; when a queue is full its lines are dropped, and a later line says how many.
 //! Spans are not printed: every line carries all of its own fields.
 
+mod rotate;
+
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
@@ -19,7 +21,10 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::{Layer, Registry};
 
+use self::rotate::RotatingFile;
 use crate::flags::Failure;
+
+pub use self::rotate::Rotation;
 
 /// The target of events that end the process: `error!(target: FATAL, ...)` is printed with level `fatal`.
 pub const FATAL: &str = "fatal";
@@ -49,7 +54,7 @@ pub enum LogFormat {
     Json,
     /// Text, with tabs between its parts.
     Console,
-    /// Text on terminals, JSON elsewhere.
+    /// Text on terminals, which are known by the variable TERM, and JSON elsewhere.
     ConsoleOnTerminals,
 }
 
@@ -73,6 +78,8 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// Where lines go.
     pub outputs: Vec<LogOutput>,
+    /// How the file among the outputs is rotated, if it is.
+    pub rotation: Option<Rotation>,
 }
 
 /// Keeps the writing threads. Dropped at the end of the process, it waits for the last lines, up to a second each.
@@ -86,19 +93,26 @@ pub struct LogGuard {
 pub fn init(config: &LogConfig) -> Result<LogGuard, Failure> {
     let mut outputs = Vec::new();
     let mut workers = Vec::new();
+    // A program that reads through a terminal of its own, as etcd's tests do, says nothing of what the terminal can.
+    let has_reader = std::env::var("TERM").is_ok_and(|kind| !kind.is_empty() && kind != "dumb");
     for output in &config.outputs {
         let (writer, terminal): (Box<dyn Write + Send>, bool) = match output {
-            LogOutput::Stderr => (Box::new(io::stderr()), io::stderr().is_terminal()),
-            LogOutput::Stdout => (Box::new(io::stdout()), io::stdout().is_terminal()),
+            LogOutput::Stderr => (Box::new(io::stderr()), has_reader && io::stderr().is_terminal()),
+            LogOutput::Stdout => (Box::new(io::stdout()), has_reader && io::stdout().is_terminal()),
             LogOutput::File(path) => {
-                let file = OpenOptions::new()
-                    .append(true)
-                    .create(true)
-                    .open(path)
-                    .map_err(|error| {
-                        Failure::config(format!("--log-outputs: cannot open {}: {error}", path.display()))
-                    })?;
-                (Box::new(file), false)
+                let opened = match config.rotation {
+                    Some(rotation) => {
+                        RotatingFile::open(path, rotation).map(|file| Box::new(file) as Box<dyn Write + Send>)
+                    }
+                    None => {
+                        let file = OpenOptions::new().append(true).create(true).open(path);
+                        file.map(|file| Box::new(file) as Box<dyn Write + Send>)
+                    }
+                };
+                let file = opened.map_err(|error| {
+                    Failure::config(format!("--log-outputs: cannot open {}: {error}", path.display()))
+                })?;
+                (file, false)
             }
         };
         let console = match config.format {

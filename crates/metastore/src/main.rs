@@ -1,4 +1,4 @@
-//! `metastore`: one node of the store, an answer about it, or `metastore bench`.
+//! `metastore`: one node of the store, an answer about it, `metastore bench`, or `metastore snapshot`.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -17,8 +17,10 @@ const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == "bench") {
-        return bench::main_with_args(args);
+    match args.next().as_ref().and_then(|first| first.to_str()) {
+        Some("bench") => return bench::main_with_args(args),
+        Some("snapshot") => return metastore::snapshot::main_with_args(args),
+        _ => {}
     }
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,7 +10,7 @@ use server::{
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::{Compression, Config, ListenConfig, StorageConfig};
+use crate::config::{Compression, Config, ListenConfig, StorageConfig, TokenConfig};
 use crate::flags::Failure;
 use crate::url::{Scheme, Url};
 
@@ -27,8 +27,36 @@ pub fn start(config: &Config) -> Result<i32, Failure> {
         let received = received.clone();
         async move { received.store(stop_signal().await, Ordering::Release) }
     };
-    server::run(server_config(config), on_failure, stop).map_err(|error| Failure::config(error.to_string()))?;
+    announce(config);
+    server::run(server_config(config)?, on_failure, stop).map_err(|error| Failure::config(error.to_string()))?;
     Ok(received.load(Ordering::Acquire))
+}
+
+/// Says what the node starts with, under etcd's keys.
+fn announce(config: &Config) {
+    tracing::info!(
+        "etcd-version" = api::limits::ETCD_VERSION,
+        "metastore-version" = api::limits::METASTORE_VERSION,
+        "max-cpu-available" = std::thread::available_parallelism().map_or(0, usize::from) as u64,
+        name = config.name,
+        "data-dir" = %config.data_dir.display(),
+        storage = match config.storage {
+            StorageConfig::RocksDb(_) => "rocksdb",
+            StorageConfig::Memory { .. } => "memory",
+        },
+        "heartbeat-interval" = ?config.heartbeat,
+        "election-timeout" = ?config.election_timeout,
+        "snapshot-count" = config.raft.flush_entries,
+        "snapshot-catchup-entries" = config.raft.catchup_entries,
+        "listen-client-urls" = ?texts(&config.listen.client_urls),
+        "advertise-client-urls" = ?texts(&config.listen.advertise_client_urls),
+        "listen-peer-urls" = ?texts(&config.cluster.listen_peer_urls),
+        "initial-advertise-peer-urls" = ?texts(&config.cluster.advertise_peer_urls),
+        "initial-cluster-token" = config.cluster.token,
+        "pre-vote" = config.raft.pre_vote,
+        "v2-deprecation" = "write-only",
+        "starting a member"
+    );
 }
 
 /// Completes with the number of the signal that asks us to stop.
@@ -63,6 +91,7 @@ fn listen(config: &ListenConfig) -> Vec<Listen> {
         urls(&config.client_urls, grpc),
         urls(&config.client_http_urls, Traffic::Http),
         urls(&config.metrics_urls, Traffic::Metrics),
+        urls(&config.http_urls, Traffic::Rest),
     ];
     for (url, traffic) in all.into_iter().flatten() {
         let (address, tls) = (address(&url), url.scheme().is_tls());
@@ -88,13 +117,14 @@ fn texts(urls: &[Url]) -> Vec<String> {
     urls.iter().map(Url::to_string).collect()
 }
 
-fn server_config(config: &Config) -> ServerConfig {
+fn server_config(config: &Config) -> Result<ServerConfig, Failure> {
     let election_timeout = config.election_timeout;
     let limits = Limits {
         request_bytes_max: config.limits.request_bytes_max,
         txn_ops_max: config.limits.txn_ops_max,
         request_timeout: std::time::Duration::from_secs(5) + 2 * election_timeout,
         watch_progress_interval: config.watch_progress_interval,
+        slow_request: config.warning_unary_request,
         // One and a half election timeouts, in whole seconds, as etcd counts it.
         lease_ttl_min_s: i64::try_from((election_timeout * 3 / 2).as_millis().div_ceil(1000)).unwrap_or(i64::MAX),
         ..Limits::default()
@@ -122,7 +152,18 @@ fn server_config(config: &Config) -> ServerConfig {
         }
         StorageConfig::Memory { snapshot_interval } => (EngineConfig::Memory, *snapshot_interval),
     };
-    ServerConfig {
+    let auth = server::AuthConfig {
+        tokens: match &config.auth.tokens {
+            TokenConfig::Simple { ttl } => server::TokenKind::Simple { ttl: *ttl },
+            TokenConfig::Jwt(options) => {
+                let jwt = server::Jwt::new(options).map_err(|error| Failure::config(error.to_string()))?;
+                server::TokenKind::Jwt(Arc::new(jwt))
+            }
+            TokenConfig::None => server::TokenKind::None,
+        },
+        bcrypt_cost: config.auth.bcrypt_cost,
+    };
+    Ok(ServerConfig {
         data_dir: config.data_dir.clone(),
         wal_dir: config.wal_dir.clone(),
         engine,
@@ -151,6 +192,22 @@ fn server_config(config: &Config) -> ServerConfig {
             streams_max: config.listen.concurrent_streams_max,
             keepalive_interval: config.listen.keepalive_interval,
             keepalive_timeout: config.listen.keepalive_timeout,
+            ..ConnectionSettings::default()
+        },
+        tracing: config.tracing.as_ref().map(|tracing| server::otlp::TracingOptions {
+            address: tracing.address.clone(),
+            service_name: tracing.service_name.clone(),
+            instance_id: tracing.instance_id.clone(),
+            sampled_per_million: tracing.sampled_per_million,
+        }),
+        metrics: server::metrics::MetricsOptions {
+            extensive: config.extensive_metrics,
+            slow_request: config.warning_unary_request,
+            features: config
+                .gates
+                .iter()
+                .map(|(gate, on)| (gate.name.to_owned(), gate.stage, *on))
+                .collect(),
         },
         machine: server::MachineOptions {
             record_cache_bytes: config.record_cache_bytes as u64,
@@ -163,6 +220,10 @@ fn server_config(config: &Config) -> ServerConfig {
             election_timeout,
             flush_interval,
             disk_reserve_bytes: config.disk_reserve_bytes,
+            quota_bytes: config.quota_bytes,
+            auto_compaction: config.auto_compaction,
+            compaction_batch_keys: config.compaction_batch_keys,
+            compaction_pause: config.compaction_pause,
             warn_apply: config.warning_apply,
             client_urls: texts(&config.listen.advertise_client_urls),
             learners_max: config.cluster.learners_max,
@@ -170,9 +231,15 @@ fn server_config(config: &Config) -> ServerConfig {
             flush_entries: config.raft.flush_entries,
             catchup_entries: config.raft.catchup_entries,
             fault_file: std::env::var_os("METASTORE_FAULT_FILE").map(Into::into),
+            auth,
             ..NodeConfig::new(replica)
         },
-    }
+        // Go's way to have a server show the headers that it gets, which etcd's tests use.
+        shows_headers: std::env::var("GODEBUG").is_ok_and(|text| {
+            let on = |setting: &str| matches!(setting.trim(), "http2debug=1" | "http2debug=2");
+            text.split(',').any(on)
+        }),
+    })
 }
 
 fn replica_config(config: &Config, election_ticks: usize) -> server::ReplicaConfig {

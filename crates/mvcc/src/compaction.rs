@@ -14,9 +14,10 @@
 //! The log at exactly the compacted revision stays: a watcher may begin there. A crash at any point is harmless: every
 //! step can be done again.
 
+use prost::Message;
 use storage::{Batch, Cursor, Engine, EngineError, KeyRange, View};
 
-use crate::keys::{self, Position, StateRecord};
+use crate::keys::{self, Position, SizesRecord, StateRecord};
 use crate::machine::Machine;
 
 /// Most bytes that one step moves, exceeded by one record at most: large values must not make long steps.
@@ -29,6 +30,9 @@ pub(crate) struct Job {
     target: i64,
     /// The newest revision when the compaction was applied; later changes keep for themselves what they point to.
     head: i64,
+    /// Bytes of the log when the compaction was applied, and those of it that stay, as far as they were looked at.
+    log_bytes: u64,
+    kept_bytes: u64,
     phase: Phase,
 }
 
@@ -57,24 +61,26 @@ pub enum CompactionProgress {
 }
 
 impl Job {
-    fn new(state: &StateRecord) -> Self {
+    fn new(state: &StateRecord, log_bytes: u64) -> Self {
         let next = Position::start_of(state.compacted + 1);
         Job {
             target: state.compacted,
             head: state.revision,
+            log_bytes,
+            kept_bytes: 0,
             phase: Phase::Keep { next },
         }
     }
 
     /// What is left to do when the machine starts.
-    pub(crate) fn resume(done: i64, state: &StateRecord) -> Option<Self> {
-        (state.compacted > done).then(|| Job::new(state))
+    pub(crate) fn resume(done: i64, state: &StateRecord, log_bytes: u64) -> Option<Self> {
+        (state.compacted > done).then(|| Job::new(state, log_bytes))
     }
 
     /// Begins again if the compacted revision moved on.
-    pub(crate) fn renew(job: &mut Option<Self>, state: &StateRecord) {
+    pub(crate) fn renew(job: &mut Option<Self>, state: &StateRecord, log_bytes: u64) {
         if job.as_ref().is_none_or(|job| job.target < state.compacted) {
-            *job = Some(Job::new(state));
+            *job = Some(Job::new(state, log_bytes));
         }
     }
 }
@@ -86,7 +92,7 @@ impl<E: Engine> Machine<E> {
     /// # Errors
     /// Any error is final: the caller stops the node.
     pub fn compact_step(&mut self, keys_max: usize) -> Result<CompactionProgress, EngineError> {
-        let Some(job) = self.job.take() else {
+        let Some(mut job) = self.job.take() else {
             return Ok(CompactionProgress::Idle);
         };
         let mut batch = self.engine.batch();
@@ -94,7 +100,7 @@ impl<E: Engine> Machine<E> {
         let next = match job.phase {
             Phase::Keep { next } => {
                 let end = Position::start_of(job.head + 1);
-                match self.keep(&mut batch, job.target, next..end, keys_max, &mut scanned)? {
+                match self.keep(&mut batch, &mut job, next..end, keys_max, &mut scanned)? {
                     Some(next) => Phase::Keep { next },
                     None => Phase::Bury {
                         next: Position::start_of(0),
@@ -116,14 +122,24 @@ impl<E: Engine> Machine<E> {
                 batch.delete_range(keys::REV, &keys::kept_key(zero), &keys::kept_key(past));
                 batch.delete_range(keys::REV, &keys::tombstone_key(zero), &keys::tombstone_key(past));
                 batch.put(keys::META, keys::COMPACTED, &job.target.to_be_bytes());
+                self.log_bytes = self.log_bytes - job.log_bytes + job.kept_bytes;
+                let sizes = SizesRecord {
+                    log_bytes: self.log_bytes,
+                };
+                batch.put(keys::META, keys::SIZES, &sizes.encode_to_vec());
                 self.engine.write(batch)?;
                 let dropped = KeyRange {
                     start: &keys::log_key(zero),
                     end: Some(&log_end),
                 };
                 self.engine.compact_hint(keys::REV, dropped);
-                let done = &self.published().compacted_physically;
-                done.store(job.target, std::sync::atomic::Ordering::Release);
+                let published = self.published();
+                published
+                    .log_bytes
+                    .store(self.log_bytes, std::sync::atomic::Ordering::Relaxed);
+                published
+                    .compacted_physically
+                    .store(job.target, std::sync::atomic::Ordering::Release);
                 return Ok(CompactionProgress::Done { revision: job.target });
             }
         };
@@ -134,11 +150,11 @@ impl<E: Engine> Machine<E> {
         Ok(CompactionProgress::Going { scanned })
     }
 
-    /// Moves what changes in `range` point to, before `target`, to where it survives. Returns where to go on.
+    /// Moves what changes in `range` point to, before the job's target, to where it survives. Returns where to go on.
     fn keep(
         &mut self,
         batch: &mut E::Batch,
-        target: i64,
+        job: &mut Job,
         range: std::ops::Range<Position>,
         keys_max: usize,
         scanned: &mut usize,
@@ -159,9 +175,10 @@ impl<E: Engine> Machine<E> {
                 return Ok(Some(at));
             }
             *scanned += 1;
+            job.kept_bytes += (key.len() + data.len()) as u64;
             let (_, record) = keys::decode_change(data)?;
             if let Some(prev) = record.prev
-                && prev.main < target
+                && prev.main < job.target
             {
                 let kept = keys::kept_key(at);
                 // What is gone from the log was kept by an earlier compaction, or by the change itself.

@@ -17,12 +17,11 @@
 use api::kv::ResponseHeader;
 use api::store::HashKv;
 use api::{Error, Revision};
-use prost::encoding::{self, WireType};
 use storage::{Cursor, Engine, EngineError, KeyRange, View};
 
-use crate::Failure;
 use crate::keys::{self, Position, RecordRef};
 use crate::read::{Reader, Snapshot, as_ref};
+use crate::{Failure, etcd_form};
 
 /// What etcd calls the bucket that holds the history.
 const BUCKET: &[u8] = b"key";
@@ -79,7 +78,7 @@ pub fn hash_of_compaction(view: &impl View, previous: Revision, compacted: Revis
 }
 
 /// What is hashed.
-struct History<'a, V> {
+pub(crate) struct History<'a, V> {
     view: &'a V,
     compacted: Revision,
     revision: Revision,
@@ -89,7 +88,7 @@ struct History<'a, V> {
 }
 
 impl<'a, V: View> History<'a, V> {
-    fn new(view: &'a V, compacted: Revision, revision: Revision) -> Self {
+    pub(crate) fn new(view: &'a V, compacted: Revision, revision: Revision) -> Self {
         History {
             view,
             compacted,
@@ -162,7 +161,7 @@ impl<'a, V: View> History<'a, V> {
     /// Visits, in any order, what was written at or before the compacted revision, was alive at revision `at`, and was
     /// replaced or deleted since, by `end` at the latest. Says whether that happened to anything that was alive at `at`,
     /// whenever it was written.
-    fn walk_replaced(
+    pub(crate) fn walk_replaced(
         &self,
         at: Revision,
         end: Option<Revision>,
@@ -190,7 +189,7 @@ impl<'a, V: View> History<'a, V> {
     }
 
     /// Visits the changes of the revisions from `start` to before `end`, in order, until told to stop.
-    fn walk_log(
+    pub(crate) fn walk_log(
         &self,
         start: Revision,
         end: Revision,
@@ -336,37 +335,15 @@ impl Hash {
     fn write_change(&mut self, key: &[u8], record: &RecordRef<'_>) {
         let mut out = std::mem::take(&mut self.scratch);
         out.clear();
-        out.extend_from_slice(&record.at.main.to_be_bytes());
-        out.push(b'_');
-        out.extend_from_slice(&i64::from(record.at.sub).to_be_bytes());
-        if record.tombstone {
-            out.push(b't');
-        }
-        encoding::encode_key(1, WireType::LengthDelimited, &mut out);
-        encoding::encode_varint(key.len() as u64, &mut out);
-        out.extend_from_slice(key);
-        if !record.tombstone {
-            for (tag, number) in [(2, record.create), (3, record.at.main), (4, record.version)] {
-                put_number(tag, number, &mut out);
-            }
-            // The value goes in from where it is: it may be large.
-            if !record.value.is_empty() {
-                encoding::encode_key(5, WireType::LengthDelimited, &mut out);
-                encoding::encode_varint(record.value.len() as u64, &mut out);
-            }
-            self.write(&out);
-            self.write(record.value);
-            out.clear();
-            put_number(6, record.lease, &mut out);
-        }
+        etcd_form::put_revision(record.at, record.tombstone, &mut out);
+        etcd_form::put_head(key, record, &mut out);
+        // The value goes in from where it is: it may be large.
+        self.write(&out);
+        self.write(record.value);
+        out.clear();
+        etcd_form::put_tail(record, &mut out);
         self.write(&out);
         self.scratch = out;
-    }
-}
-
-fn put_number(tag: u32, number: i64, out: &mut Vec<u8>) {
-    if number != 0 {
-        encoding::int64::encode(tag, &number, out);
     }
 }
 

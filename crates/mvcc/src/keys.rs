@@ -8,14 +8,22 @@
 //! | [`REV`] | `t`, position | user key: finds the tombstones that compaction may drop |
 //! | [`LEASE`] | `l`, lease id | [`LeaseRecord`] |
 //! | [`LEASE`] | `a`, lease id, user key | nothing: the key is attached to the lease |
+//! | [`AUTH`] | `u`, user name | [`User`]: etcd's `authpb.User` |
+//! | [`AUTH`] | `r`, role name | [`Role`]: etcd's `authpb.Role` |
+//! | [`AUTH`] | `authEnabled` | 1 if auth is on, else 0, one byte; absent as long as it was never on |
+//! | [`AUTH`] | `authRevision` | the auth revision, 8 bytes big endian; absent as long as it is 1 |
 //! | [`META`] | `state` | [`StateRecord`] |
 //! | [`META`] | `membership` | [`crate::Membership`] |
 //! | [`META`] | `alarms` | [`AlarmsRecord`] |
+//! | [`META`] | `downgrade` | [`api::codec::DowngradeInfo`] |
+//! | [`META`] | `sizes` | [`SizesRecord`] |
 //! | [`META`] | `compacted` | the revision up to which physical compaction is done, 8 bytes big endian |
 //!
 //! A position is (revision, sub): the sub-th change within a revision, big endian, so that keys sort in order of time.
 //! Records point back to the position of the key's previous change; reading the past walks these pointers.
 
+use api::auth::FIRST_AUTH_REVISION;
+pub use api::auth::{Role, User};
 use api::kv::{AlarmMember, KeyValue};
 use bytes::Bytes;
 use storage::{Access, EngineError, Family, FamilySpec};
@@ -62,9 +70,20 @@ pub const STATE: &[u8] = b"state";
 pub const MEMBERSHIP: &[u8] = b"membership";
 /// The key of [`AlarmsRecord`] in [`META`].
 pub const ALARMS: &[u8] = b"alarms";
+/// The key of [`api::codec::DowngradeInfo`] in [`META`].
+pub const DOWNGRADE: &[u8] = b"downgrade";
+/// The key of [`SizesRecord`] in [`META`].
+pub const SIZES: &[u8] = b"sizes";
 /// The key in [`META`] of the revision up to which physical compaction is done.
 pub const COMPACTED: &[u8] = b"compacted";
 
+/// The key in [`AUTH`] of whether auth is on; etcd's name for it, and etcd's value.
+pub const AUTH_ENABLED: &[u8] = b"authEnabled";
+/// The key in [`AUTH`] of the auth revision; etcd's name for it, and etcd's value.
+pub const AUTH_REVISION: &[u8] = b"authRevision";
+
+const USER: u8 = b'u';
+const ROLE: u8 = b'r';
 const LOG: u8 = b'l';
 const KEPT: u8 = b'k';
 const TOMBSTONE: u8 = b't';
@@ -101,6 +120,11 @@ fn rev_key(prefix: u8, at: Position) -> [u8; REV_KEY_LEN] {
 /// Where the log holds the change at `at`.
 pub fn log_key(at: Position) -> [u8; REV_KEY_LEN] {
     rev_key(LOG, at)
+}
+
+/// The range of the log before a revision: start and end.
+pub fn log_before(main: i64) -> ([u8; REV_KEY_LEN], [u8; REV_KEY_LEN]) {
+    (log_key(Position::default()), log_key(Position::start_of(main.max(0))))
 }
 
 /// Where the change that precedes the one at `successor` is kept once compaction passed it.
@@ -176,6 +200,59 @@ pub fn attached_range(id: i64) -> ([u8; 9], [u8; 9]) {
         None => [ATTACHED + 1; 9],
     };
     (start, end)
+}
+
+/// Where a user is recorded.
+pub fn user_key(name: &[u8]) -> Vec<u8> {
+    [&[USER], name].concat()
+}
+
+/// The range of all users: start and end. The name follows the one byte of the start.
+pub fn user_range() -> ([u8; 1], [u8; 1]) {
+    ([USER], [USER + 1])
+}
+
+/// Where a role is recorded.
+pub fn role_key(name: &[u8]) -> Vec<u8> {
+    [&[ROLE], name].concat()
+}
+
+/// The range of all roles: start and end. The name follows the one byte of the start.
+pub fn role_range() -> ([u8; 1], [u8; 1]) {
+    ([ROLE], [ROLE + 1])
+}
+
+/// The value of [`AUTH_ENABLED`].
+pub fn encode_auth_enabled(enabled: bool) -> [u8; 1] {
+    [u8::from(enabled)]
+}
+
+/// Reads the value of [`AUTH_ENABLED`], if there is one.
+pub fn decode_auth_enabled(value: Option<&[u8]>) -> bool {
+    value == Some(&[1])
+}
+
+/// The value of [`AUTH_REVISION`].
+pub fn encode_auth_revision(revision: u64) -> [u8; 8] {
+    revision.to_be_bytes()
+}
+
+/// Reads the value of [`AUTH_REVISION`], if there is one.
+pub fn decode_auth_revision(value: Option<&[u8]>) -> Result<u64, EngineError> {
+    let Some(value) = value else {
+        return Ok(FIRST_AUTH_REVISION);
+    };
+    let bytes = value
+        .try_into()
+        .map_err(|_| corrupt("auth", "a revision of the wrong length"))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// What a record in [`AUTH`] adds to the state's digest, see [`StateRecord::digest`].
+pub fn auth_digest(key: &[u8], value: &[u8]) -> u64 {
+    // Another seed than that of any record of a key, so that the two kinds cannot be taken for each other.
+    const SEED: u64 = u64::from_be_bytes(*b"authauth");
+    xxh3_64_with_seed(value, xxh3_64_with_seed(key, SEED))
 }
 
 /// The error for what the engine holds but we never wrote.
@@ -567,9 +644,19 @@ pub struct StateRecord {
     /// Bytes of live keys and their values.
     #[prost(uint64, tag = "6")]
     pub key_bytes: u64,
-    /// The wrapping sum of the digests of all live records: equal on members that applied the same index.
+    /// The wrapping sum of the digests of all live records, and of those of [`AUTH`] ([`auth_digest`]): equal on members
+    /// that applied the same index.
     #[prost(fixed64, tag = "7")]
     pub digest: u64,
+}
+
+/// What this member knows of how much there is. Unlike [`StateRecord`] it depends on how far physical compaction has got,
+/// so members differ in it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SizesRecord {
+    /// Bytes of the log of changes, keys included.
+    #[prost(uint64, tag = "1")]
+    pub log_bytes: u64,
 }
 
 /// The active alarms.
@@ -675,6 +762,47 @@ mod tests {
             steps_max = steps_max.max(steps);
         }
         assert!(steps_max <= 64, "{steps_max}");
+    }
+
+    /// The values are etcd's own, marshalled by etcd 3.7, so that they go into its backups and come from there as they
+    /// are.
+    #[test]
+    fn auth_records_have_etcds_bytes() {
+        use api::auth::{Permission, UserAddOptions};
+        use prost::Message;
+        let user = User {
+            name: "n".into(),
+            password: "h".into(),
+            roles: vec!["a".to_owned(), "b".to_owned()],
+            options: Some(UserAddOptions::default()),
+        };
+        assert_eq!(user.encode_to_vec(), b"\x0a\x01n\x12\x01h\x1a\x01a\x1a\x01b\x22\x00");
+        let role = Role {
+            name: "n".into(),
+            key_permission: vec![Permission {
+                perm_type: 2,
+                key: "k".into(),
+                range_end: "l".into(),
+            }],
+        };
+        assert_eq!(role.encode_to_vec(), b"\x0a\x01n\x12\x08\x08\x02\x12\x01k\x1a\x01l");
+        assert_eq!(encode_auth_revision(258), [0, 0, 0, 0, 0, 0, 1, 2]);
+        for revision in [1, 258, u64::MAX] {
+            assert_eq!(
+                decode_auth_revision(Some(&encode_auth_revision(revision))).unwrap(),
+                revision
+            );
+        }
+        assert_eq!(decode_auth_revision(None).unwrap(), 1);
+        assert!(decode_auth_revision(Some(&[1])).is_err());
+        assert!(decode_auth_enabled(Some(&encode_auth_enabled(true))));
+        assert!(!decode_auth_enabled(Some(&encode_auth_enabled(false))) && !decode_auth_enabled(None));
+        for (key, (start, end)) in [(user_key(b"x"), user_range()), (role_key(b"x"), role_range())] {
+            assert_eq!(&key[start.len()..], b"x");
+            assert!(key[..] >= start[..] && key[..] < end[..]);
+            assert!(AUTH_ENABLED < &start[..] && AUTH_REVISION < &start[..]);
+        }
+        assert_ne!(auth_digest(b"a", b"b"), auth_digest(b"ab", b""));
     }
 
     #[test]

@@ -5,12 +5,17 @@
 //!
 //! - [`keys`] names every family, key prefix and record format on disk.
 //! - [`machine`] applies committed entries: prepare, batch, notify.
+//! - [`auth`] knows the users and roles, and who may do what.
 //! - [`membership`] knows who belongs to the cluster.
 //! - [`read`] answers ranges and read-only transactions from an engine view.
 //! - [`compaction`] forgets history in small steps.
+//! - [`backup`] makes a database file of etcd from a view, and a state from such a file.
 //! - [`watch`] brings events to watchers, in order and without loss.
 
+pub mod auth;
+pub mod backup;
 pub mod compaction;
+mod etcd_form;
 pub mod hash;
 pub mod keys;
 pub mod machine;
@@ -22,6 +27,7 @@ pub mod watch;
 
 use storage::EngineError;
 
+pub use auth::{Auth, AuthChange, Caller};
 pub use compaction::CompactionProgress;
 pub use machine::{Applied, Committed, LeaseChange, Machine, Options, Outcome, Reply};
 pub use membership::Membership;

@@ -6,7 +6,10 @@
 
 use std::sync::Arc;
 
-use api::codec::{Action, DecodeError, LeaseCheckpointRequest, MemberChange, Operation, decode_entry};
+use api::auth::{Answer, AuthenticateResponse, InternalAuthenticateRequest};
+use api::codec::{
+    Action, DecodeError, DowngradeInfo, LeaseCheckpointRequest, MemberChange, Operation, OperationHeader, decode_entry,
+};
 use api::kv::{
     AlarmAction, AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, Compare,
     DeleteRangeRequest, DeleteRangeResponse, Event, EventType, KeyValue, LeaseGrantRequest, LeaseGrantResponse,
@@ -20,11 +23,12 @@ use hashbrown::HashMap;
 use prost::Message;
 use storage::{Batch, Cursor, Engine, EngineError, KeyRange, View, WriteStats};
 
+use crate::auth::{self, Auth, AuthChange, Caller, Changing, Limits, Need, Right};
 use crate::compaction::Job;
-use crate::keys::{self, AlarmsRecord, LeaseRecord, Position, Record, StateRecord};
+use crate::keys::{self, AlarmsRecord, LeaseRecord, Position, Record, SizesRecord, StateRecord};
 use crate::membership::Membership;
 use crate::overlay::{Change, Overlay};
-use crate::read::{Published, Reader, Snapshot, attached_keys};
+use crate::read::{Published, PublishedAuth, Rare, Reader, Snapshot, attached_keys};
 use crate::watch::Hub;
 use crate::{Failure, answer, txn};
 
@@ -100,8 +104,11 @@ pub enum Outcome {
     LeaseRevoke(LeaseRevokeResponse),
     LeaseCheckpoint,
     Alarm(AlarmResponse),
+    Authenticate(AuthenticateResponse),
+    Auth(Answer),
     /// All members after a change.
     Members(Arc<Membership>),
+    Downgrade,
 }
 
 /// What to tell whoever proposed an operation.
@@ -139,6 +146,8 @@ pub struct Applied {
     pub replies: Vec<Reply>,
     /// In order.
     pub lease_changes: Vec<LeaseChange>,
+    /// In order.
+    pub auth_changes: Vec<AuthChange>,
     /// The index of each [`Command::MemberChange`], in order, and whether it was carried out: Raft must follow those
     /// that were, and no others.
     pub member_changes: Vec<(RaftIndex, bool)>,
@@ -170,6 +179,8 @@ pub struct Digest {
 pub struct Counts {
     pub operations: u64,
     pub puts: u64,
+    /// Bytes of the keys and values put.
+    pub put_bytes: u64,
     pub deletes: u64,
     pub txns: u64,
     pub events: u64,
@@ -199,9 +210,11 @@ pub struct Machine<E: Engine> {
     published: Arc<Published>,
     hub: Arc<Hub<E>>,
     leases: HashMap<LeaseId, LeaseRecord>,
-    membership: Arc<Membership>,
-    /// In order, each once.
-    alarms: Arc<[AlarmMember]>,
+    auth: Arc<Auth>,
+    /// Members; alarms, in order, each once; and whether to go back to an older release.
+    rare: Rare,
+    /// See [`SizesRecord::log_bytes`].
+    pub(crate) log_bytes: u64,
     pub(crate) job: Option<Job>,
     step: Step<E>,
 }
@@ -211,8 +224,9 @@ struct Found {
     state: StateRecord,
     compacted_physically: i64,
     leases: HashMap<LeaseId, LeaseRecord>,
-    membership: Arc<Membership>,
-    alarms: Arc<[AlarmMember]>,
+    log_bytes: u64,
+    rare: Rare,
+    auth: Arc<Auth>,
 }
 
 impl Found {
@@ -235,12 +249,21 @@ impl Found {
         let membership = Membership::decode(membership).map_err(|error| keys::corrupt("meta", error))?;
         let alarms = meta(keys::ALARMS)?.unwrap_or_default();
         let alarms = AlarmsRecord::decode(alarms).map_err(|error| keys::corrupt("meta", error))?;
+        let downgrade = meta(keys::DOWNGRADE)?.unwrap_or_default();
+        let downgrade = DowngradeInfo::decode(downgrade).map_err(|error| keys::corrupt("meta", error))?;
+        let sizes = meta(keys::SIZES)?.unwrap_or_default();
+        let sizes = SizesRecord::decode(sizes).map_err(|error| keys::corrupt("meta", error))?;
         Ok(Found {
             state,
             compacted_physically,
             leases: load_leases(engine)?,
-            membership: Arc::new(membership),
-            alarms: alarms.alarms.into(),
+            log_bytes: sizes.log_bytes,
+            rare: Rare {
+                membership: Arc::new(membership),
+                alarms: alarms.alarms.into(),
+                downgrade: Arc::new(downgrade),
+            },
+            auth: Arc::new(Auth::load(engine)?),
         })
     }
 
@@ -248,8 +271,9 @@ impl Found {
         Arc::new(Published::new(
             &self.state,
             self.compacted_physically,
-            self.membership.clone(),
-            self.alarms.clone(),
+            self.log_bytes,
+            self.leases.len(),
+            self.rare.clone(),
         ))
     }
 }
@@ -262,7 +286,10 @@ struct Step<E: Engine> {
     /// Whether events are gathered: nobody watches in most stores most of the time.
     watched: bool,
     lease_changes: Vec<LeaseChange>,
+    auth_changes: Vec<AuthChange>,
     counts: Counts,
+    /// The entry whose operations are prepared.
+    index: RaftIndex,
     /// Changes so far of the revision that is being written.
     sub: u32,
     scratch: Vec<u8>,
@@ -277,11 +304,14 @@ impl<E: Engine> Machine<E> {
             state,
             compacted_physically,
             leases,
-            membership,
-            alarms,
+            log_bytes,
+            rare,
+            auth,
         } = found;
-        let hub = Arc::new(Hub::new(Reader::new(engine.clone(), published.clone()), options));
-        let job = Job::resume(compacted_physically, &state);
+        let published_auth = Arc::new(PublishedAuth::new(auth.clone()));
+        let reader = Reader::new(engine.clone(), published.clone(), published_auth);
+        let hub = Arc::new(Hub::new(reader, options));
+        let job = Job::resume(compacted_physically, &state, log_bytes);
         let estimated_items = (options.record_cache_bytes / 512).max(64) as usize;
         Ok(Machine {
             cache: RecordCache::with_weighter(estimated_items, options.record_cache_bytes, ByBytes),
@@ -291,7 +321,9 @@ impl<E: Engine> Machine<E> {
                 events: Vec::new(),
                 watched: false,
                 lease_changes: Vec::new(),
+                auth_changes: Vec::new(),
                 counts: Counts::default(),
+                index: 0,
                 sub: 0,
                 scratch: Vec::new(),
             },
@@ -300,8 +332,9 @@ impl<E: Engine> Machine<E> {
             published,
             hub,
             leases,
-            membership,
-            alarms,
+            auth,
+            rare,
+            log_bytes,
             job,
         })
     }
@@ -321,16 +354,18 @@ impl<E: Engine> Machine<E> {
             "a snapshot never takes the state back"
         );
         let published = found.published();
+        self.hub.reader().published_auth().publish(found.auth.clone());
         self.hub.reader().switch(engine.clone(), published.clone());
         self.step.batch = engine.batch();
         self.engine = engine;
         self.published = published;
         self.cache.clear();
-        self.job = Job::resume(found.compacted_physically, &found.state);
+        self.job = Job::resume(found.compacted_physically, &found.state, found.log_bytes);
         self.state = found.state;
         self.leases = found.leases;
-        self.membership = found.membership;
-        self.alarms = found.alarms;
+        self.log_bytes = found.log_bytes;
+        self.rare = found.rare;
+        self.auth = found.auth;
         self.hub.publish(self.state.revision, None);
         Ok(())
     }
@@ -342,7 +377,12 @@ impl<E: Engine> Machine<E> {
 
     /// Who belongs to the cluster as of the applied index.
     pub fn membership(&self) -> &Arc<Membership> {
-        &self.membership
+        &self.rare.membership
+    }
+
+    /// Users and roles as of the applied index.
+    pub fn auth(&self) -> &Arc<Auth> {
+        &self.auth
     }
 
     /// For watches on any thread.
@@ -413,6 +453,7 @@ impl<E: Engine> Machine<E> {
                 "committed entries are applied without gaps"
             );
             assert!(entry.term >= self.state.applied_term, "terms never go back");
+            self.step.index = entry.index;
             match &entry.command {
                 Command::Operations(data) => {
                     let operations = decode_entry(data).map_err(|cause| ApplyError::Entry {
@@ -450,11 +491,12 @@ impl<E: Engine> Machine<E> {
                 .compacted_physically
                 .load(std::sync::atomic::Ordering::Relaxed)
         {
-            Job::renew(&mut self.job, &self.state);
+            Job::renew(&mut self.job, &self.state, self.log_bytes);
         }
         Ok(Applied {
             replies,
             lease_changes: std::mem::take(&mut self.step.lease_changes),
+            auth_changes: std::mem::take(&mut self.step.auth_changes),
             member_changes,
             digests,
             counts: std::mem::take(&mut self.step.counts),
@@ -483,6 +525,12 @@ impl<E: Engine> Machine<E> {
         step.scratch.clear();
         self.state.encode(&mut step.scratch).expect("a Vec grows");
         step.batch.put(keys::META, keys::STATE, &step.scratch);
+        let sizes = SizesRecord {
+            log_bytes: self.log_bytes,
+        };
+        step.scratch.clear();
+        sizes.encode(&mut step.scratch).expect("a Vec grows");
+        step.batch.put(keys::META, keys::SIZES, &step.scratch);
 
         let batch = std::mem::replace(&mut step.batch, self.engine.batch());
         // Before the write, so that whoever sees an effect of a compaction knows of it. Readers are refused a moment
@@ -509,7 +557,12 @@ impl<E: Engine> Machine<E> {
         }
         step.overlay.clear();
         written(&step.lease_changes);
-        self.published.publish(&self.state, &self.membership, &self.alarms);
+        let published_auth = self.hub.reader().published_auth();
+        if !Arc::ptr_eq(&self.hub.reader().auth(), &self.auth) {
+            published_auth.publish(self.auth.clone());
+        }
+        self.published
+            .publish(&self.state, self.log_bytes, self.leases.len(), &self.rare);
         step.counts.events += step.events.len() as u64;
         let events = std::mem::take(&mut step.events);
         self.hub.publish(self.state.revision, step.watched.then_some(events));
@@ -519,10 +572,16 @@ impl<E: Engine> Machine<E> {
     fn prepare(&mut self, operation: Operation) -> Result<Result<Outcome, Error>, EngineError> {
         self.step.counts.operations += 1;
         assert_eq!(self.step.sub, 0, "no operation leaves a revision open");
+        let header = operation.header.unwrap_or_default();
         let action = operation
             .action
             .expect("the decoder refuses operations without an action");
         if let Some(error) = self.alarmed(&action) {
+            return Ok(Err(error));
+        }
+        if self.auth.is_enabled()
+            && let Err(error) = answer(self.authorize(&header, &action))?
+        {
             return Ok(Err(error));
         }
         let result = match action {
@@ -538,16 +597,52 @@ impl<E: Engine> Machine<E> {
             }
             Action::Alarm(request) => Ok(Outcome::Alarm(self.alarm(&request))),
             Action::MemberAttributes(request) => {
-                Arc::make_mut(&mut self.membership).set_attributes(&request);
+                Arc::make_mut(&mut self.rare.membership).set_attributes(&request);
                 self.write_membership();
-                Ok(Outcome::Members(self.membership.clone()))
+                Ok(Outcome::Members(self.rare.membership.clone()))
             }
             Action::MemberUpdate(update) => {
-                let updated = Arc::make_mut(&mut self.membership).update(&update);
+                let updated = Arc::make_mut(&mut self.rare.membership).update(&update);
                 self.write_membership();
                 updated
-                    .map(|()| Outcome::Members(self.membership.clone()))
+                    .map(|()| Outcome::Members(self.rare.membership.clone()))
                     .map_err(Failure::Refused)
+            }
+            Action::Authenticate(request) => self.authenticate(&request).map(Outcome::Authenticate),
+            Action::AuthStatus(_)
+            | Action::AuthUserGet(_)
+            | Action::AuthUserList(_)
+            | Action::AuthRoleGet(_)
+            | Action::AuthRoleList(_) => {
+                let answer = self.auth.answer(&action, &header.username);
+                answer.map(|answer| self.auth_outcome(answer)).map_err(Failure::Refused)
+            }
+            Action::AuthEnable(_)
+            | Action::AuthDisable(_)
+            | Action::AuthUserAdd(_)
+            | Action::AuthUserDelete(_)
+            | Action::AuthUserChangePassword(_)
+            | Action::AuthUserGrantRole(_)
+            | Action::AuthUserRevokeRole(_)
+            | Action::AuthRoleAdd(_)
+            | Action::AuthRoleDelete(_)
+            | Action::AuthRoleGrantPermission(_)
+            | Action::AuthRoleRevokePermission(_) => {
+                let mut changing = Changing {
+                    auth: Arc::make_mut(&mut self.auth),
+                    batch: &mut self.step.batch,
+                    digest: &mut self.state.digest,
+                    changes: &mut self.step.auth_changes,
+                };
+                let changed = changing.apply(action);
+                changed
+                    .map(|answer| self.auth_outcome(answer))
+                    .map_err(Failure::Refused)
+            }
+            Action::Downgrade(info) => {
+                self.step.batch.put(keys::META, keys::DOWNGRADE, &info.encode_to_vec());
+                self.rare.downgrade = Arc::new(info);
+                Ok(Outcome::Downgrade)
             }
             // Raft did not hear of it, so it cannot be. Nobody proposes one so.
             Action::MemberChange(_) => Err(Failure::Refused(Error::NotCapable)),
@@ -555,9 +650,55 @@ impl<E: Engine> Machine<E> {
         answer(result)
     }
 
+    /// Holds an operation against what its user may do now: that was checked when it was proposed, but by the users and
+    /// roles of then.
+    fn authorize(&self, header: &OperationHeader, action: &Action) -> Result<(), Failure> {
+        if auth::is_administrative(action) || (auth::was_administrative(action) && !header.username.is_empty()) {
+            return Ok(self.auth.permit_admin(&header.username)?);
+        }
+        let caller = Caller {
+            name: &header.username,
+            revision: header.auth_revision,
+        };
+        auth::needs(action, &mut |need: Need<'_>| -> Result<(), Failure> {
+            match need {
+                Need::Read(span) => self.auth.permit_read(caller, span)?,
+                Need::Write(span) => self.auth.permit_write(caller, span)?,
+                Need::WriteAttached(lease) => {
+                    let limits = self.auth.limits_of(caller, Right::Write);
+                    if !matches!(limits, Limits::None) && self.leases.contains_key(&lease) {
+                        let view = self.engine.view();
+                        auth::permit_attached(&limits, &view, Some(&self.step.overlay), lease)??;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn authenticate(&mut self, request: &InternalAuthenticateRequest) -> Result<AuthenticateResponse, Failure> {
+        self.auth.authenticate(&request.name)?;
+        let index = self.step.index;
+        let token = format!("{}.{index}", request.simple_token);
+        self.step.auth_changes.push(AuthChange::TokenGiven {
+            user: request.name.clone(),
+            token: token.clone(),
+            index,
+        });
+        Ok(AuthenticateResponse {
+            header: ResponseHeader::at(self.state.revision),
+            token,
+        })
+    }
+
+    fn auth_outcome(&self, mut answer: Answer) -> Outcome {
+        *answer.header_mut() = ResponseHeader::at(self.state.revision);
+        Outcome::Auth(answer)
+    }
+
     /// Why alarms forbid an operation, if they do (etcd's `applierV3Capped` and `applierV3Corrupt`).
     fn alarmed(&self, action: &Action) -> Option<Error> {
-        if self.alarms.is_empty() {
+        if self.rare.alarms.is_empty() {
             return None;
         }
         let writes = matches!(
@@ -577,7 +718,7 @@ impl<E: Engine> Machine<E> {
             Action::Txn(txn) => txn.has_put(),
             _ => false,
         };
-        let is_full = self.alarms.iter().any(|alarm| alarm.alarm() == AlarmType::Nospace);
+        let is_full = self.rare.alarms.iter().any(|alarm| alarm.alarm() == AlarmType::Nospace);
         (grows && is_full).then_some(Error::NoSpace)
     }
 
@@ -590,10 +731,10 @@ impl<E: Engine> Machine<E> {
                 member_id: id,
                 alarm: AlarmType::Corrupt.into(),
             };
-            self.alarms.contains(&alarm)
+            self.rare.alarms.contains(&alarm)
         };
-        let voters = self.membership.voters().count();
-        let good = self.membership.voters().filter(|&id| !corrupt(id)).count();
+        let voters = self.rare.membership.voters().count();
+        let good = self.rare.membership.voters().filter(|&id| !corrupt(id)).count();
         corrupt(0) || (voters > 0 && good < voters / 2 + 1)
     }
 
@@ -603,7 +744,7 @@ impl<E: Engine> Machine<E> {
             (kind == AlarmType::None || alarm.alarm() == kind)
                 && (request.member_id == 0 || alarm.member_id == request.member_id)
         };
-        let mut alarms = self.alarms.to_vec();
+        let mut alarms = self.rare.alarms.to_vec();
         let changed = match request.action() {
             AlarmAction::Get => alarms.iter().copied().filter(concerned).collect(),
             AlarmAction::Activate if kind == AlarmType::None => Vec::new(),
@@ -619,10 +760,10 @@ impl<E: Engine> Machine<E> {
             }
             AlarmAction::Deactivate => alarms.extract_if(.., |alarm| concerned(alarm)).collect(),
         };
-        if alarms[..] != self.alarms[..] {
+        if alarms[..] != self.rare.alarms[..] {
             let record = AlarmsRecord { alarms };
             self.step.batch.put(keys::META, keys::ALARMS, &record.encode_to_vec());
-            self.alarms = record.alarms.into();
+            self.rare.alarms = record.alarms.into();
         }
         AlarmResponse {
             header: ResponseHeader::at(self.state.revision),
@@ -643,9 +784,9 @@ impl<E: Engine> Machine<E> {
     }
 
     fn change_members(&mut self, change: &MemberChange) -> Result<Outcome, Error> {
-        Arc::make_mut(&mut self.membership).change(change)?;
+        Arc::make_mut(&mut self.rare.membership).change(change)?;
         // Alarms of a member that left concern nobody any more.
-        if self.membership.is_removed(change.member_id()) {
+        if self.rare.membership.is_removed(change.member_id()) {
             self.alarm(&AlarmRequest {
                 action: AlarmAction::Deactivate.into(),
                 member_id: change.member_id(),
@@ -653,13 +794,13 @@ impl<E: Engine> Machine<E> {
             });
         }
         self.write_membership();
-        Ok(Outcome::Members(self.membership.clone()))
+        Ok(Outcome::Members(self.rare.membership.clone()))
     }
 
     fn write_membership(&mut self) {
         self.step
             .batch
-            .put(keys::META, keys::MEMBERSHIP, &self.membership.encode_to_vec());
+            .put(keys::META, keys::MEMBERSHIP, &self.rare.membership.encode_to_vec());
     }
 
     /// Ends the revision that is being written, if anything was; returns the newest revision.
@@ -781,6 +922,7 @@ impl<E: Engine> Machine<E> {
             self.push_event(EventType::Put, kv, prev_kv.clone());
         }
         self.step.counts.puts += 1;
+        self.step.counts.put_bytes += (put.key.len() + record.value.len()) as u64;
         self.write_change(put.key, record, prev);
         let header = ResponseHeader::at(at.main);
         Ok(PutResponse {
@@ -809,6 +951,7 @@ impl<E: Engine> Machine<E> {
         step.scratch.clear();
         keys::encode_change(&key, &record, &mut step.scratch);
         step.batch.put(keys::REV, &keys::log_key(record.at), &step.scratch);
+        self.log_bytes += (keys::REV_KEY_LEN + step.scratch.len()) as u64;
         if record.tombstone {
             step.batch.put(keys::REV, &keys::tombstone_key(record.at), &key);
         }

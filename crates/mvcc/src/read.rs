@@ -3,8 +3,9 @@
 use std::cmp::Ordering as CmpOrdering;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
+use api::codec::DowngradeInfo;
 use api::kv::{
     AlarmMember, KeyValue, RangeRequest, RangeResponse, ResponseHeader, SortOrder, SortTarget, TxnRequest, TxnResponse,
 };
@@ -16,6 +17,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use storage::{Cursor, Engine, EngineError, KeyRange, View};
 
+use crate::auth::{Auth, Caller, Limits, Right, permit_attached};
 use crate::keys::{self, Record, RecordRef};
 use crate::membership::Membership;
 use crate::overlay::Overlay;
@@ -37,28 +39,41 @@ pub struct Published {
     pub(crate) key_bytes: AtomicU64,
     /// See [`keys::StateRecord::digest`].
     pub(crate) digest: AtomicU64,
+    /// See [`keys::SizesRecord::log_bytes`].
+    pub(crate) log_bytes: AtomicU64,
+    /// Leases.
+    pub(crate) leases: AtomicU64,
     /// The revision up to which physical compaction is done.
     pub(crate) compacted_physically: AtomicI64,
-    /// Members and alarms.
     rare: Mutex<Rare>,
 }
 
 /// What is published, but hardly ever changes.
 #[derive(Debug, Clone)]
-struct Rare {
-    membership: Arc<Membership>,
-    alarms: Arc<[AlarmMember]>,
+pub(crate) struct Rare {
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) alarms: Arc<[AlarmMember]>,
+    pub(crate) downgrade: Arc<DowngradeInfo>,
 }
+
+/// What an empty store takes, as it would in etcd's file: 5 pages, and nothing is smaller than a page.
+const EMPTY_BYTES: u64 = 5 * PAGE_BYTES;
+const PAGE_BYTES: u64 = 4096;
+/// What a key or a lease takes beside its own bytes, about.
+const OVERHEAD_BYTES: u64 = 64;
 
 impl Published {
     pub(crate) fn new(
         state: &keys::StateRecord,
         compacted_physically: i64,
-        membership: Arc<Membership>,
-        alarms: Arc<[AlarmMember]>,
+        log_bytes: u64,
+        leases: usize,
+        rare: Rare,
     ) -> Self {
         Published {
-            rare: Mutex::new(Rare { membership, alarms }),
+            rare: Mutex::new(rare),
+            log_bytes: AtomicU64::new(log_bytes),
+            leases: AtomicU64::new(leases as u64),
             compacted: AtomicI64::new(state.compacted),
             revision: AtomicI64::new(state.revision),
             applied_index: AtomicU64::new(state.applied_index),
@@ -69,22 +84,53 @@ impl Published {
         }
     }
 
-    pub(crate) fn publish(&self, state: &keys::StateRecord, membership: &Arc<Membership>, alarms: &Arc<[AlarmMember]>) {
+    pub(crate) fn publish(&self, state: &keys::StateRecord, log_bytes: u64, leases: usize, now: &Rare) {
         {
             let mut rare = self.rare.lock();
-            if !Arc::ptr_eq(&rare.membership, membership) {
-                rare.membership = membership.clone();
+            if !Arc::ptr_eq(&rare.membership, &now.membership) {
+                rare.membership = now.membership.clone();
             }
-            if !Arc::ptr_eq(&rare.alarms, alarms) {
-                rare.alarms = alarms.clone();
+            if !Arc::ptr_eq(&rare.alarms, &now.alarms) {
+                rare.alarms = now.alarms.clone();
+            }
+            if !Arc::ptr_eq(&rare.downgrade, &now.downgrade) {
+                rare.downgrade = now.downgrade.clone();
             }
         }
+        self.log_bytes.store(log_bytes, Ordering::Relaxed);
+        self.leases.store(leases as u64, Ordering::Relaxed);
         self.keys.store(state.keys, Ordering::Relaxed);
         self.key_bytes.store(state.key_bytes, Ordering::Relaxed);
         self.digest.store(state.digest, Ordering::Relaxed);
         self.compacted.store(state.compacted, Ordering::Release);
         self.revision.store(state.revision, Ordering::Release);
         self.applied_index.store(state.applied_index, Ordering::Release);
+    }
+}
+
+/// The users and roles that are published. They belong to no engine in particular: before a snapshot is put in use, its
+/// users and roles are.
+#[derive(Debug)]
+pub(crate) struct PublishedAuth {
+    /// What nearly every request wants to know, and no more than that.
+    enabled: AtomicBool,
+    auth: ArcSwap<Auth>,
+}
+
+impl PublishedAuth {
+    pub(crate) fn new(auth: Arc<Auth>) -> Self {
+        PublishedAuth {
+            enabled: AtomicBool::new(auth.is_enabled()),
+            auth: ArcSwap::new(auth),
+        }
+    }
+
+    /// To be called before data is published that may be more than what was allowed to be seen: whoever sees the data and
+    /// then looks again sees this.
+    pub(crate) fn publish(&self, auth: Arc<Auth>) {
+        let enabled = auth.is_enabled();
+        self.auth.store(auth);
+        self.enabled.store(enabled, Ordering::Release);
     }
 }
 
@@ -95,6 +141,7 @@ impl Published {
 pub struct Reader<E> {
     current: Arc<ArcSwap<Current<E>>>,
     rests: Arc<Mutex<Rests>>,
+    auth: Arc<PublishedAuth>,
 }
 
 /// An engine and what is published about it.
@@ -161,6 +208,7 @@ impl<E> Clone for Reader<E> {
         Reader {
             current: self.current.clone(),
             rests: self.rests.clone(),
+            auth: self.auth.clone(),
         }
     }
 }
@@ -169,11 +217,47 @@ impl<E> Clone for Reader<E> {
 const ARENA_BYTES: usize = 64 * 1024;
 
 impl<E: Engine> Reader<E> {
-    pub(crate) fn new(engine: Arc<E>, published: Arc<Published>) -> Self {
+    pub(crate) fn new(engine: Arc<E>, published: Arc<Published>, auth: Arc<PublishedAuth>) -> Self {
         Reader {
             current: Arc::new(ArcSwap::from_pointee(Current { engine, published })),
             rests: Arc::default(),
+            auth,
         }
+    }
+
+    pub(crate) fn published_auth(&self) -> &PublishedAuth {
+        &self.auth
+    }
+
+    /// Whether auth is on: one load.
+    pub fn is_auth_enabled(&self) -> bool {
+        self.auth.enabled.load(Ordering::Acquire)
+    }
+
+    /// Users, roles and permissions. Whoever reads by a permission looks at [`Auth::revision`] again after reading: what
+    /// was read may be newer than the permission.
+    pub fn auth(&self) -> Guard<Arc<Auth>> {
+        self.auth.auth.load()
+    }
+
+    /// Whether a caller may read (or write) all keys that are attached to a lease.
+    ///
+    /// # Errors
+    /// Refusals as of [`Auth::permit_read`].
+    pub fn permit_attached(
+        &self,
+        auth: &Auth,
+        caller: Caller<'_>,
+        right: Right,
+        lease: LeaseId,
+    ) -> Result<(), Failure> {
+        let limits = auth.limits_of(caller, right);
+        if let Limits::None = limits {
+            return Ok(());
+        }
+        let generation = self.current();
+        let view = generation.engine.view();
+        permit_attached(&limits, &view, None, lease)?.map_err(Failure::Refused)
     }
 
     /// From now on this reader and all its clones read from `engine`.
@@ -199,6 +283,23 @@ impl<E: Engine> Reader<E> {
     /// The active alarms, in order.
     pub fn alarms(&self) -> Arc<[AlarmMember]> {
         self.current.load().published.rare.lock().alarms.clone()
+    }
+
+    /// Whether the cluster is to go back to an older release, and to which.
+    pub fn downgrade(&self) -> Arc<DowngradeInfo> {
+        self.current.load().published.rare.lock().downgrade.clone()
+    }
+
+    /// Bytes that the data takes, all versions that compaction has left, about as a file of pages would have it: what a
+    /// quota is held against. It grows with every write and shrinks with compaction. What the engine really has on disk
+    /// follows later and is a matter of its own.
+    pub fn data_bytes(&self) -> u64 {
+        let current = self.current.load();
+        let published = &current.published;
+        let number = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let overhead = OVERHEAD_BYTES * (number(&published.keys) + number(&published.leases));
+        let bytes = number(&published.key_bytes) + number(&published.log_bytes) + overhead;
+        EMPTY_BYTES + bytes.next_multiple_of(PAGE_BYTES)
     }
 
     /// The newest revision.
@@ -281,6 +382,9 @@ impl<E: Engine> Reader<E> {
 
     /// Answers a range.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
+        if let Some(response) = self.newest_of_key(request)? {
+            return Ok(response);
+        }
         self.with_snapshot(request.revision, |snapshot, at| {
             let is_page = request.limit > 0 && !request.count_only && !matches!(request.span(), Span::Key(_));
             if !is_page || is_sorted_or_filtered(request) {
@@ -310,6 +414,44 @@ impl<E: Engine> Reader<E> {
             }
             Ok(response)
         })
+    }
+
+    /// Answers what is asked most, the newest value of one key, without a view: a lookup needs none, as long as it finds
+    /// nothing newer than the revision that it is to answer for. `None` if it does, or if something else is asked.
+    fn newest_of_key(&self, request: &RangeRequest) -> Result<Option<RangeResponse>, Failure> {
+        let Span::Key(key) = request.span() else {
+            return Ok(None);
+        };
+        let is_plain = request.revision <= 0
+            && !request.keys_only
+            && !request.count_only
+            && request.sort_order == SortOrder::None as i32
+            && request.sort_target == SortTarget::Key as i32
+            && !is_filtered(request);
+        if !is_plain {
+            return Ok(None);
+        }
+        let generation = self.current();
+        // Before the lookup: what it finds, or finds missing, is what this revision says, unless it changed since.
+        let revision = generation.revision();
+        let record = generation.engine.get(keys::CUR, key)?;
+        let record = record.map(|data| Record::decode(&data)).transpose()?;
+        // After the lookup: a compaction beyond the revision may have taken a tombstone away that the lookup had to see.
+        let is_newer = record.as_ref().is_some_and(|record| record.at.main > revision);
+        if is_newer || generation.compacted() > revision {
+            return Ok(None);
+        }
+        let live = record.filter(|record| !record.tombstone);
+        let kvs: Vec<_> = live
+            .map(|record| record.to_key_value(request.key.clone()))
+            .into_iter()
+            .collect();
+        Ok(Some(RangeResponse {
+            header: ResponseHeader::at(revision),
+            count: kvs.len() as i64,
+            kvs,
+            more: false,
+        }))
     }
 
     /// Answers one page of a range.

@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
 use api::kv::{Event, EventType, KeyValue};
-use api::store::{WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream};
+use api::store::{Events, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream};
 use api::{Revision, Span};
 use bytes::Bytes;
 use hashbrown::HashMap;
@@ -172,7 +172,7 @@ impl<E: Engine> Hub<E> {
     }
 
     /// Queues one revision's events for every member of an interest; drops members that are full or gone.
-    fn deliver(&self, interest: &mut Interest, revision: Revision, events: &Arc<[Event]>) {
+    fn deliver(&self, interest: &mut Interest, revision: Revision, events: &Arc<Events>) {
         let bytes: usize = events.iter().map(event_bytes).sum();
         interest.members.retain(|member| {
             let Some(stream) = member.stream.upgrade() else {
@@ -386,7 +386,7 @@ impl<E: Engine> Stream<E> {
                 Some(WatchOutput::Events {
                     watch_id,
                     revision,
-                    events: events.into(),
+                    events: Events::new(events),
                 })
             }
             CaughtUp::Nothing { next } => {

@@ -11,6 +11,11 @@
 //! compact REV | grant LEASE TTL | revoke LEASE | checkpoint LEASE TTL
 //! alarm (activate|deactivate|get) MEMBER (none|nospace|corrupt)     attributes MEMBER NAME URL | urls MEMBER URL
 //! member (add|learner|promote|remove) ID                            an entry of its own
+//! as USER[@REV] OPERATION                                           on behalf of a user; REV is the newest auth revision
+//! auth (enable|disable|status) | login USER PREFIX
+//! user (add|password) NAME HASH [no-password] | user (del|get) NAME | user list | user (grant|revoke) NAME ROLE
+//! role (add|del|get) NAME | role list | role grant NAME (read|write|readwrite) KEY [END] | role revoke NAME KEY [END]
+//! may USER[@REV] (read|write) KEY [END] | may USER[@REV] (read|write) lease N
 //! entry                                                             the next operation begins another log entry
 //! apply                                                             applies all that waits as one batch
 //! range KEY [END] [rev=N] [limit=N] [count-only] [keys-only] [sort=TARGET:ORDER] [min-mod=N] ..
@@ -19,7 +24,7 @@
 //! cancel STREAM ID | progress STREAM | notify STREAM
 //! poll STREAM [OUTPUTS]                                             all that there is to say, or so many outputs
 //! compact-step KEYS | compact-all                                   physical compaction
-//! restart | state | stored | leases | options buffer=EVENTS
+//! restart | state | stored | leases | users | options buffer=EVENTS
 //! ```
 //!
 //! `\0` in a key is a zero byte; `""` is nothing.
@@ -31,6 +36,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 
+use api::Span;
+use api::auth::*;
 use api::codec::{
     Action, LeaseCheckpoint, LeaseCheckpointRequest, MemberAttributes, MemberAttributesRequest, MemberChange,
     MemberChangeKind, MemberUpdate, Operation, encode_operation,
@@ -38,12 +45,16 @@ use api::codec::{
 use api::kv::*;
 use api::store::{WatchCreate, WatchOutput, WatchStream};
 use bytes::Bytes;
+use metastore_mvcc::auth::Right;
 use metastore_mvcc::keys::{self, RecordRef};
 use metastore_mvcc::machine::Command;
-use metastore_mvcc::{Committed, CompactionProgress, LeaseChange, Machine, Membership, Options, Outcome, Stream};
+use metastore_mvcc::{
+    AuthChange, Caller, Committed, CompactionProgress, LeaseChange, Machine, Membership, Options, Outcome, Stream,
+};
+use prost::Message;
 use storage::{Cursor, KeyRange, View};
 
-use support::{Flag, MapEngine, TestEngine, entry, next_output};
+use support::{Flag, MapEngine, TestEngine, entry_of, next_output};
 
 struct Stage<E: TestEngine> {
     engine: Arc<E>,
@@ -51,7 +62,7 @@ struct Stage<E: TestEngine> {
     options: Options,
     machine: Option<Machine<E>>,
     streams: BTreeMap<String, Stream<E>>,
-    operations: Vec<(u64, Action)>,
+    operations: Vec<Operation>,
     entries: Vec<Committed>,
     index: u64,
     /// The commands of the operations that wait.
@@ -298,6 +309,98 @@ fn parse_action(name: &str, words: &[&str]) -> Option<Action> {
     })
 }
 
+/// An operation about users and roles.
+fn parse_auth(name: &str, words: &[&str]) -> Option<Action> {
+    let word = |index: usize| {
+        words
+            .get(index)
+            .map_or(String::new(), |word| (*word).replace("\"\"", ""))
+    };
+    let (what, name) = match name {
+        "login" => {
+            return Some(Action::Authenticate(InternalAuthenticateRequest {
+                name: word(0),
+                password: String::new(),
+                simple_token: word(1),
+            }));
+        }
+        "auth" | "user" | "role" => (format!("{name} {}", words[0]), word(1)),
+        _ => return None,
+    };
+    Some(match what.as_str() {
+        "auth enable" => Action::AuthEnable(AuthEnableRequest {}),
+        "auth disable" => Action::AuthDisable(AuthDisableRequest {}),
+        "auth status" => Action::AuthStatus(AuthStatusRequest {}),
+        "user add" => Action::AuthUserAdd(AuthUserAddRequest {
+            name,
+            password: String::new(),
+            options: words
+                .contains(&"no-password")
+                .then_some(UserAddOptions { no_password: true }),
+            hashed_password: word(2),
+        }),
+        "user password" => Action::AuthUserChangePassword(AuthUserChangePasswordRequest {
+            name,
+            password: String::new(),
+            hashed_password: word(2),
+        }),
+        "user del" => Action::AuthUserDelete(AuthUserDeleteRequest { name }),
+        "user get" => Action::AuthUserGet(AuthUserGetRequest { name }),
+        "user list" => Action::AuthUserList(AuthUserListRequest {}),
+        "user grant" => Action::AuthUserGrantRole(AuthUserGrantRoleRequest {
+            user: name,
+            role: word(2),
+        }),
+        "user revoke" => Action::AuthUserRevokeRole(AuthUserRevokeRoleRequest { name, role: word(2) }),
+        "role add" => Action::AuthRoleAdd(AuthRoleAddRequest { name }),
+        "role del" => Action::AuthRoleDelete(AuthRoleDeleteRequest { role: name }),
+        "role get" => Action::AuthRoleGet(AuthRoleGetRequest { role: name }),
+        "role list" => Action::AuthRoleList(AuthRoleListRequest {}),
+        "role grant" => Action::AuthRoleGrantPermission(AuthRoleGrantPermissionRequest {
+            name,
+            perm: words.get(2).map(|kind| Permission {
+                perm_type: ["read", "write", "readwrite"]
+                    .iter()
+                    .position(|known| known == kind)
+                    .expect("a kind of permission") as i32,
+                key: bytes(words[3]),
+                range_end: words.get(4).map_or(Bytes::new(), |end| bytes(end)),
+            }),
+        }),
+        "role revoke" => Action::AuthRoleRevokePermission(AuthRoleRevokePermissionRequest {
+            role: name,
+            key: bytes(words[2]),
+            range_end: words.get(3).map_or(Bytes::new(), |end| bytes(end)),
+        }),
+        other => panic!("{other} is no command"),
+    })
+}
+
+fn show_permission(permission: &Permission) -> String {
+    let kind = ["read", "write", "readwrite"][permission.perm_type as usize];
+    let end = match &permission.range_end[..] {
+        [] => String::new(),
+        end => format!(" to {}", text(end)),
+    };
+    format!("  {kind} {}{end}", text(&permission.key))
+}
+
+fn show_answer(mut answer: Answer) -> Vec<String> {
+    let mut lines = vec![format!("rev {}", rev_of(answer.header_mut()))];
+    match answer {
+        Answer::AuthStatus(status) => {
+            let on = if status.enabled { "on" } else { "off" };
+            lines[0] = format!("{on}, auth rev {}", status.auth_revision);
+        }
+        Answer::AuthUserGet(user) => lines[0] = format!("roles {:?}", user.roles),
+        Answer::AuthUserList(list) => lines[0] = format!("users {:?}", list.users),
+        Answer::AuthRoleList(list) => lines[0] = format!("roles {:?}", list.roles),
+        Answer::AuthRoleGet(role) => lines.extend(role.perm.iter().map(show_permission)),
+        _ => {}
+    }
+    lines
+}
+
 /// An entry that changes the members.
 fn member_change(index: u64, words: &[&str]) -> Committed {
     let id: u64 = words[1].parse().expect("a member");
@@ -451,7 +554,7 @@ impl<E: TestEngine> Stage<E> {
         if !self.operations.is_empty() {
             self.index += 1;
             self.entries
-                .push(entry(self.index, 1, &std::mem::take(&mut self.operations)));
+                .push(entry_of(self.index, 1, &std::mem::take(&mut self.operations)));
         }
     }
 
@@ -471,13 +574,21 @@ impl<E: TestEngine> Stage<E> {
                 Ok(Outcome::Compact(compact)) => vec![format!("rev {}", rev_of(&compact.header))],
                 Ok(Outcome::LeaseGrant(grant)) => vec![format!("lease {} for {} s", grant.id, grant.ttl)],
                 Ok(Outcome::LeaseRevoke(revoke)) => vec![format!("rev {}", rev_of(&revoke.header))],
-                Ok(Outcome::LeaseCheckpoint) => vec!["done".to_owned()],
+                Ok(Outcome::LeaseCheckpoint | Outcome::Downgrade) => vec!["done".to_owned()],
                 Ok(Outcome::Alarm(alarm)) => show_alarms(&alarm.alarms),
                 Ok(Outcome::Members(membership)) => show_members(&membership),
+                Ok(Outcome::Authenticate(response)) => vec![format!("token {}", response.token)],
+                Ok(Outcome::Auth(answer)) => show_answer(answer),
             };
             lines.push(format!("{said}: {}", of_it[0]));
             lines.extend_from_slice(&of_it[1..]);
         }
+        lines.extend(applied.auth_changes.iter().map(|change| match change {
+            AuthChange::Enabled => "auth is on".to_owned(),
+            AuthChange::Disabled => "auth is off, and no token counts".to_owned(),
+            AuthChange::TokenGiven { user, token, index } => format!("{user} has {token}, of entry {index}"),
+            AuthChange::TokensTaken { user } => format!("no token of {user} counts"),
+        }));
         if lines.is_empty() {
             vec!["nothing to apply".to_owned()]
         } else {
@@ -562,10 +673,54 @@ impl<E: TestEngine> Stage<E> {
         lines
     }
 
+    /// A user, and the auth revision at which it showed who it is.
+    fn who(&mut self, word: &str) -> (String, u64) {
+        let word = word.replace("\"\"", "");
+        match word.split_once('@') {
+            Some((user, revision)) => (user.to_owned(), number(revision) as u64),
+            None => (word, self.machine().auth().revision()),
+        }
+    }
+
+    /// What lies in the engine of users and roles.
+    fn users(&self) -> Vec<String> {
+        let view = self.engine.view();
+        let range = KeyRange { start: &[], end: None };
+        let mut cursor = view.cursor(keys::AUTH, range).expect("a cursor");
+        cursor.seek_first().expect("it reads");
+        let mut lines = Vec::new();
+        while let Some((key, data)) = cursor.entry() {
+            lines.push(match key {
+                keys::AUTH_ENABLED => format!("enabled {}", keys::decode_auth_enabled(Some(data))),
+                keys::AUTH_REVISION => {
+                    format!("auth rev {}", keys::decode_auth_revision(Some(data)).expect("a number"))
+                }
+                _ if key[0] == b'u' => {
+                    let user = keys::User::decode(data).expect("a user");
+                    let (name, hash) = (text(&user.name), text(&user.password));
+                    let no_password = if user.has_no_password() { ", no password" } else { "" };
+                    format!("user {name}: {hash}, roles {:?}{no_password}", user.roles)
+                }
+                _ => {
+                    let role = keys::Role::decode(data).expect("a role");
+                    let permissions: Vec<_> = role.key_permission.iter().map(show_permission).collect();
+                    format!("role {}:{}", text(&role.name), permissions.join(","))
+                }
+            });
+            cursor.next().expect("it reads");
+        }
+        lines
+    }
+
     fn command(&mut self, line: &str) -> Vec<String> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let (name, words) = (words[0], &words[1..]);
-        if let Some(action) = parse_action(name, words) {
+        let (mut name, mut words) = (words[0], &words[1..]);
+        let mut who = None;
+        if name == "as" {
+            who = Some(self.who(words[0]));
+            (name, words) = (words[1], &words[2..]);
+        }
+        if let Some(action) = parse_action(name, words).or_else(|| parse_auth(name, words)) {
             let valid = match &action {
                 Action::Put(put) => put.validate(),
                 Action::DeleteRange(delete) => delete.validate(),
@@ -575,7 +730,10 @@ impl<E: TestEngine> Stage<E> {
             if let Err(error) = valid {
                 return vec![format!("{line}: refused: {error}")];
             }
-            self.operations.push((1, action));
+            self.operations.push(match who {
+                Some((user, revision)) => Operation::of_user(1, user, revision, action),
+                None => Operation::new(1, action),
+            });
             self.said.push(line.to_owned());
             return Vec::new();
         }
@@ -669,6 +827,25 @@ impl<E: TestEngine> Stage<E> {
                 )]
             }
             "stored" => self.stored(),
+            "users" => self.users(),
+            "may" => {
+                let (user, revision) = self.who(words[0]);
+                let reader = self.machine().reader();
+                let (auth, caller) = (reader.auth(), Caller { name: &user, revision });
+                let right = if words[1] == "write" { Right::Write } else { Right::Read };
+                let permitted = if words[2] == "lease" {
+                    reader.permit_attached(&auth, caller, right, number(words[3]))
+                } else {
+                    let (key, end) = (bytes(words[2]), words.get(3).map_or(Bytes::new(), |end| bytes(end)));
+                    let span = Span::new(&key, &end);
+                    let permitted = match right {
+                        Right::Read => auth.permit_read(caller, span),
+                        Right::Write => auth.permit_write(caller, span),
+                    };
+                    permitted.map_err(Into::into)
+                };
+                answer(permitted.map(|()| vec!["yes".to_owned()]))
+            }
             "leases" => {
                 let mut leases: Vec<LeaseChange> = self.machine().leases().collect();
                 leases.sort_by_key(|lease| format!("{lease:?}"));

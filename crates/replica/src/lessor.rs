@@ -212,7 +212,8 @@ impl Lessor {
     /// The time to live as granted, and whole seconds that are left; `None` if there is no such lease.
     pub fn time_to_live(&self, id: LeaseId, now_ms: u64) -> Option<(i64, i64)> {
         let lease = self.leases.get(&id)?;
-        let left_ms = lease.ends_ms.saturating_sub(now_ms);
+        // Part of the current millisecond is over already: a lease never has all of its time left.
+        let left_ms = lease.ends_ms.saturating_sub(now_ms).saturating_sub(1);
         Some((lease.ttl_s, i64::try_from(left_ms / 1000).unwrap_or(i64::MAX)))
     }
 
@@ -260,16 +261,16 @@ mod tests {
         lessor.apply(granted(2, 5), 1_000);
         assert_eq!(lessor.time_to_live(1, 2_500), Some((5, 3)));
         assert_eq!(lessor.keep_alive(1, 4_000), Some(5));
-        assert_eq!(lessor.expired(5_999, 10), []);
+        assert_eq!(lessor.expired(5_999, 10), [0_i64; 0]);
         assert_eq!(lessor.expired(6_000, 10), [2]);
         assert_eq!(lessor.keep_alive(2, 6_000), None, "its revocation is under way");
         assert_eq!(lessor.list(), [2, 1]);
         // Proposed again only after a while.
-        assert_eq!(lessor.expired(8_999, 10), []);
+        assert_eq!(lessor.expired(8_999, 10), [0_i64; 0]);
         assert_eq!(lessor.expired(9_000, 10), [1, 2]);
         lessor.apply(LeaseChange::Revoked { id: 1 }, 9_000);
         lessor.apply(LeaseChange::Revoked { id: 2 }, 9_000);
-        assert_eq!(lessor.expired(u64::MAX, 10), []);
+        assert_eq!(lessor.expired(u64::MAX, 10), [0_i64; 0]);
         assert_eq!(lessor.time_to_live(1, 9_000), None);
     }
 
@@ -286,13 +287,13 @@ mod tests {
             },
             0,
         );
-        assert_eq!(lessor.expired(u64::MAX, 10), [], "followers end nothing");
+        assert_eq!(lessor.expired(u64::MAX, 10), [0_i64; 0], "followers end nothing");
         lessor.lead(50_000, 1_000);
-        assert_eq!(lessor.expired(60_999, 10), []);
+        assert_eq!(lessor.expired(60_999, 10), [0_i64; 0]);
         assert_eq!(lessor.expired(61_000, 10), [2]);
         assert_eq!(lessor.expired(151_000, 10), [2, 1]);
         lessor.follow();
-        assert_eq!(lessor.expired(u64::MAX, 10), []);
+        assert_eq!(lessor.expired(u64::MAX, 10), [0_i64; 0]);
     }
 
     #[test]

@@ -327,6 +327,8 @@ pub struct Replica<L: RaftLog> {
     held: VecDeque<(u64, Vec<Entry>)>,
     /// Changes of members that are committed and not applied.
     unapplied_changes: VecDeque<(RaftIndex, ConfChange)>,
+    /// The newest term that is on disk.
+    persisted_term: u64,
     /// Last index and bytes of what is handed out and not applied.
     unapplied: VecDeque<(RaftIndex, usize)>,
     unapplied_bytes: usize,
@@ -383,6 +385,8 @@ struct Unpersisted {
     writes: bool,
     /// Of its entries.
     bytes: usize,
+    /// The term, if that is new.
+    term: Option<u64>,
     last_index: Option<RaftIndex>,
     /// What may be sent only once it is persisted: votes and acknowledgements.
     messages: Vec<Message>,
@@ -431,6 +435,7 @@ impl<L: RaftLog> Replica<L> {
         }
         // The commit index is written with entries only, so what was applied may be ahead of it.
         hard_state.commit = hard_state.commit.max(applied);
+        let persisted_term = hard_state.term;
         let conf_state = conf_state_of(membership);
         let raft_config = raft::Config {
             id: config.id,
@@ -481,6 +486,7 @@ impl<L: RaftLog> Replica<L> {
             appends_inflight: 0,
             commit_unwritten: None,
             persisted_index: last,
+            persisted_term,
             installing: None,
             snapshots: Vec::new(),
             held: VecDeque::new(),
@@ -871,6 +877,7 @@ impl<L: RaftLog> Replica<L> {
             if let Some(index) = front.last_index {
                 self.persisted_index = index;
             }
+            self.persisted_term = front.term.unwrap_or(self.persisted_term);
             messages.extend(front.messages);
             done = Some(front.number);
         }
@@ -918,7 +925,7 @@ impl<L: RaftLog> Replica<L> {
         let raft = &self.node.raft;
         let (term, leader) = (raft.term, raft.leader_id);
         if raft.state == StateRole::Leader {
-            self.incoming.lead(term);
+            self.incoming.lead(if self.persisted_term == term { term } else { 0 });
         } else {
             self.incoming.lead(0);
             // Whoever does not lead has no snapshots on the way.
@@ -1126,8 +1133,18 @@ impl<L: RaftLog> Replica<L> {
 
     fn handle(&mut self, mut ready: Ready, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
         let number = ready.number();
-        let messages = ready.take_messages();
-        self.send(messages, effects);
+        // A lone voter leads as soon as it campaigns, before its term is on its disk. Until then nobody hears of that: a
+        // crash would have it lead in the same term once more, with other entries.
+        let mut messages = Vec::new();
+        if self.persisted_term == self.node.raft.term {
+            self.send(ready.take_messages(), effects);
+        } else {
+            messages = ready.take_messages();
+        }
+        let term = ready
+            .hs()
+            .filter(|_| ready.must_sync())
+            .map(|hard_state| hard_state.term);
         for state in ready.take_read_states() {
             let number = self.round_of(&state.request_ctx);
             if let Some(round) = self.round.take_if(|round| Some(round.number) == number) {
@@ -1172,7 +1189,7 @@ impl<L: RaftLog> Replica<L> {
         }
         self.node.mut_store().append(&entries);
         let committed = ready.take_committed_entries();
-        let messages = ready.take_persisted_messages();
+        messages.extend(ready.take_persisted_messages());
         self.node.advance_append_async(ready);
         let bytes = entries.iter().map(|entry| entry.data.len() + entry.context.len()).sum();
         self.unpersisted_bytes += bytes;
@@ -1180,6 +1197,7 @@ impl<L: RaftLog> Replica<L> {
             number,
             writes,
             bytes,
+            term,
             last_index,
             messages,
         });

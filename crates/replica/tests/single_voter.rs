@@ -4,10 +4,11 @@ mod support;
 
 use std::sync::Arc;
 
-use api::codec::{Operation, decode_entry};
-use api::kv::Member;
+use api::codec::{Action, Operation, decode_entry, encode_operation};
+use api::kv::{Member, PutRequest};
 use api::{Error, RequestId};
-use metastore_replica::{Config, Effect, Input, Proposal, Replica, ReplicaError, Role};
+use metastore_replica::wire::{Forward, ForwardBatch};
+use metastore_replica::{Config, Effect, Input, PeerMessage, Proposal, Replica, ReplicaError, Role};
 use mvcc::machine::Command;
 use mvcc::{Committed, Membership};
 use proptest::prelude::*;
@@ -217,6 +218,58 @@ fn nothing_is_applied_before_it_is_on_disk() {
     assert_eq!(bench.committed_ids(), [[1]]);
     bench.persist();
     assert_eq!(bench.committed_ids(), [[1], [2], [3]]);
+}
+
+/// A lone voter leads as soon as it campaigns. A crash before its term is on disk has it lead in the same term again, so
+/// its learner must hear nothing before that, nor be told that it has a batch.
+#[test]
+fn a_lone_voter_tells_nobody_of_a_term_that_is_not_on_disk() {
+    let log = Arc::new(TestLog::default());
+    let member = |id, is_learner| Member {
+        id,
+        is_learner,
+        ..Default::default()
+    };
+    let with_learner = Membership {
+        members: vec![member(7, false), member(8, true)],
+        removed: Vec::new(),
+    };
+    let logger = slog::Logger::root(slog::Discard, slog::o!());
+    let mut replica = Replica::open(config(), log.clone(), 0, &with_learner, &logger).unwrap();
+    let sent = |replica: &mut Replica<TestLog>, inputs: Vec<Input>| {
+        let mut effects = Vec::new();
+        replica.step(inputs, &mut effects).unwrap();
+        let mut appends = Vec::new();
+        let mut messages = 0;
+        for effect in effects {
+            match effect {
+                Effect::Append { number, hard_state, .. } => appends.push((number, hard_state)),
+                Effect::Send(sent) => messages += sent.len(),
+                _ => {}
+            }
+        }
+        (appends, messages)
+    };
+    let (appends, messages) = sent(&mut replica, vec![Input::Campaign]);
+    assert_eq!(replica.standing().role, Role::Leader);
+    let (number, hard_state) = appends.into_iter().next().expect("it writes its term");
+    assert_eq!(hard_state.expect("the term is new").term, 1);
+    assert_eq!(messages, 0);
+    let batch = ForwardBatch {
+        operations: vec![encode_operation(&Operation::new(1, Action::Put(PutRequest::default())))],
+    };
+    let forward = PeerMessage::Forward(Forward {
+        term: 1,
+        incarnation: 1,
+        window: 1,
+        first: 1,
+        batches: vec![batch],
+    });
+    let heartbeat = vec![Input::Tick, Input::Tick, Input::Receive(8, forward)];
+    let (_, messages) = sent(&mut replica, heartbeat);
+    assert_eq!(messages, 0, "neither a heartbeat nor that it has the batch");
+    let (_, messages) = sent(&mut replica, vec![Input::Persisted(number)]);
+    assert!(messages > 0, "now it may speak");
 }
 
 #[test]

@@ -105,11 +105,15 @@ pub(crate) async fn begin(
 
 /// The members that a new cluster begins with, in order of their ids, and the cluster's id.
 fn founders(config: &ServerConfig) -> (Vec<Member>, u64) {
-    let mut members: Vec<Member> = config
-        .initial_members
+    first_members(&config.initial_members, &config.cluster_token)
+}
+
+/// The members that a new cluster of these begins with, in order of their ids, and the cluster's id.
+pub(crate) fn first_members(members: &InitialMembers, token: &str) -> (Vec<Member>, u64) {
+    let mut members: Vec<Member> = members
         .iter()
         .map(|(name, urls)| Member {
-            id: identity::member_id(urls, &config.cluster_token),
+            id: identity::member_id(urls, token),
             name: name.clone(),
             peer_urls: urls.clone(),
             ..Default::default()
@@ -317,12 +321,17 @@ pub(crate) struct Place {
     pub(crate) engine: EngineConfig,
 }
 
+/// Opens an engine with all families.
+pub(crate) fn open_engine(config: &EngineConfig, dir: &Path) -> Result<AnyEngine, storage::EngineError> {
+    match config {
+        EngineConfig::Rocks(options) => AnyEngine::open_rocks(dir, FAMILIES, options),
+        EngineConfig::Memory => AnyEngine::open_memory(dir, FAMILIES),
+    }
+}
+
 impl Place {
     pub(crate) fn open(&self, dir: &Path) -> Result<AnyEngine, storage::EngineError> {
-        match &self.engine {
-            EngineConfig::Rocks(options) => AnyEngine::open_rocks(dir, FAMILIES, options),
-            EngineConfig::Memory => AnyEngine::open_memory(dir, FAMILIES),
-        }
+        open_engine(&self.engine, dir)
     }
 }
 

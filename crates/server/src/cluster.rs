@@ -39,6 +39,8 @@ const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 /// How long to wait before a question is asked again.
 const ASK_PAUSE: Duration = Duration::from_millis(50);
+/// Ticks that the promotion of a learner waits for it to catch up, before it is refused.
+const PROMOTE_TICKS_MAX: usize = 3;
 /// A learner becomes a voter once it has this share of the leader's log, in percent (etcd).
 const LEARNER_READY_PERCENT: u64 = 90;
 
@@ -186,6 +188,7 @@ impl<E: Engine> Handler for PeerHandler<E> {
             building: Some(Building::new(engine, dir.clone())),
             dir,
             message,
+            begun: Instant::now(),
             _receiving: receiving,
         }))
     }
@@ -209,6 +212,7 @@ struct Sink<E: Engine> {
     building: Option<Building<E>>,
     dir: std::path::PathBuf,
     message: Box<Message>,
+    begun: Instant,
     _receiving: Receiving,
 }
 
@@ -225,6 +229,7 @@ impl<E: Engine> SnapshotSink for Sink<E> {
         let metadata = self.message.get_snapshot().get_metadata();
         let (index, term) = (metadata.index, metadata.term);
         let building = self.building.take().expect("it is not finished");
+        let whole = Instant::now();
         let staged = match building.finish(index, term) {
             Ok(staged) => staged,
             Err(fault) => {
@@ -232,6 +237,9 @@ impl<E: Engine> SnapshotSink for Sink<E> {
                 return Err(fault);
             }
         };
+        self.shared
+            .metrics
+            .snapshot_received(self.begun.elapsed(), whole.elapsed());
         let (waiter, done) = sync_channel(1);
         *self.shared.staged.lock() = Some((staged, waiter));
         self.shared.inputs.push(Input::ReceiveSnapshot(self.message.clone()));
@@ -352,7 +360,11 @@ impl<E: Engine> NodeStore<E> {
                 Ok(Answer::Lease(LeaseTime { granted, left }))
             }
             Ask::ChangeMembers(change) => {
+                let promotes = change.kind() == MemberChangeKind::Promote;
                 let membership = self.change_members_here(change).await?;
+                if promotes {
+                    shared.metrics.learners_promoted.fetch_add(1, Ordering::Relaxed);
+                }
                 Ok(Answer::Members(Members {
                     cluster_id: shared.config.cluster_id,
                     members: membership.members.clone(),
@@ -425,7 +437,18 @@ impl<E: Engine> NodeStore<E> {
                     return Err(Error::TooManyLearners);
                 }
             }
-            MemberChangeKind::Promote => self.may_promote(&membership, change.member_id())?,
+            MemberChangeKind::Promote => {
+                // What is known of the learner's progress may be a tick old, and it may have begun just now.
+                let mut judged = self.may_promote(&membership, change.member_id());
+                for _ in 0..PROMOTE_TICKS_MAX {
+                    if judged != Err(Error::LearnerNotReady) {
+                        break;
+                    }
+                    tokio::time::sleep(shared.config.tick).await;
+                    judged = self.may_promote(&membership, change.member_id());
+                }
+                judged?;
+            }
             MemberChangeKind::Remove => {
                 if change.member_id() == shared.member_id() && membership.voters().count() > 1 {
                     // A leader that removes itself and stops may leave the others with an entry that they do not know to

@@ -1,11 +1,27 @@
 //! How threads hand work to each other: one lock for a push, one for taking all that waits.
 
+use std::sync::Arc;
+use std::task::{Wake, Waker};
+use std::time::Duration;
+
 use parking_lot::{Condvar, Mutex};
 
 /// A queue whose reader takes everything at once. It has no bound of its own: each use says what bounds it.
 pub(crate) struct Inbox<T> {
     state: Mutex<State<T>>,
-    arrived: Condvar,
+    bell: Arc<Bell>,
+    /// Rings the bell.
+    waker: Waker,
+}
+
+/// What the reader waits at.
+#[derive(Default)]
+struct Bell(Condvar);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 struct State<T> {
@@ -24,13 +40,16 @@ impl<T> Inbox<T> {
             reader_waits: false,
             closed: false,
         };
+        let bell = Arc::new(Bell::default());
         Inbox {
             state: Mutex::new(state),
-            arrived: Condvar::new(),
+            waker: bell.clone().into(),
+            bell,
         }
     }
 
-    /// Adds an item and wakes the reader. Dropped if the inbox is closed.
+    /// Adds an item and wakes the reader, which within [`api::wake::together`] happens at its end. Dropped if the inbox is
+    /// closed.
     pub(crate) fn push(&self, item: T) {
         self.push_all([(item, 0)]);
     }
@@ -50,7 +69,7 @@ impl<T> Inbox<T> {
         }
         if std::mem::take(&mut state.reader_waits) {
             drop(state);
-            self.arrived.notify_one();
+            api::wake::wake(self.waker.clone());
         }
     }
 
@@ -70,12 +89,25 @@ impl<T> Inbox<T> {
                 return false;
             }
             state.reader_waits = true;
-            self.arrived.wait(&mut state);
+            self.bell.0.wait(&mut state);
         }
         state.reader_waits = false;
         state.bytes = 0;
         out.append(&mut state.items);
         true
+    }
+
+    /// As [`Inbox::wait`], but waits no longer than this.
+    pub(crate) fn wait_for(&self, timeout: Duration, out: &mut Vec<T>) -> bool {
+        let mut state = self.state.lock();
+        if state.items.is_empty() && !state.closed {
+            state.reader_waits = true;
+            self.bell.0.wait_for(&mut state, timeout);
+        }
+        state.reader_waits = false;
+        state.bytes = 0;
+        out.append(&mut state.items);
+        !(state.closed && out.is_empty())
     }
 
     /// Moves what is there to the end of `out` without waiting; `false` once the inbox is closed and empty.
@@ -95,6 +127,6 @@ impl<T> Inbox<T> {
     /// Takes no more items; the reader gets what is there and then the end.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
-        self.arrived.notify_all();
+        self.bell.0.notify_all();
     }
 }

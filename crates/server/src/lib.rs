@@ -4,10 +4,16 @@
 //! - [`NodeStore`] is the handle that the front ends call.
 //! - [`serve`] opens the data directory and the sockets, and runs until it is told to stop.
 //! - `peer` carries messages, questions and snapshots between members.
+//! - [`restore`] makes a data directory from a backup.
 //! - [`identity`] computes who a member is.
 //! - [`metrics`] counts.
+//! - [`auth`] knows who clients are.
+//! - [`otlp`] traces.
 //! - [`tls`] secures the sockets.
 
+pub mod auth;
+mod auto_compaction;
+mod backup;
 mod bootstrap;
 mod calls;
 mod cluster;
@@ -17,6 +23,7 @@ pub mod identity;
 mod inbox;
 pub mod metrics;
 pub mod node;
+pub mod otlp;
 #[allow(
     dead_code,
     unused_imports,
@@ -24,13 +31,18 @@ pub mod node;
 )]
 mod peer;
 mod pending;
+mod quota;
 mod raft_log_bridge;
+pub mod restore;
 pub mod serve;
 mod snapshot;
 mod store;
 pub mod tls;
 mod variables;
 
+pub use auth::{AuthConfig, Jwt, JwtError, JwtOptions, TokenKind};
+pub use auto_compaction::AutoCompaction;
+pub use backup::Backup;
 pub use bootstrap::InitialMembers;
 pub use node::{FailureHandler, Node, NodeConfig, StartError};
 pub use serve::{Address, EngineConfig, Listen, ServeError, ServerConfig, run};
@@ -39,5 +51,6 @@ pub use store::NodeStore;
 // What a configuration is made of, wherever it is defined.
 pub use frontend::{Access, ConnectionSettings, Traffic};
 pub use mvcc::Options as MachineOptions;
+pub use mvcc::backup::FileStatus;
 pub use replica::Config as ReplicaConfig;
 pub use storage::{Compression, RocksOptions};

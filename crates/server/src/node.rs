@@ -24,28 +24,30 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use api::codec::{Action, LeaseCheckpointRequest, Operation, encode_operation};
-use api::kv::{AlarmMember, AlarmType, LeaseRevokeRequest};
+use api::kv::{AlarmAction, AlarmMember, AlarmRequest, AlarmType, LeaseRevokeRequest};
 use api::{Limits, MemberId, RaftIndex};
 use bytes::Bytes;
 use mvcc::machine::{Command, Digest};
-use mvcc::{Committed, CompactionProgress, Hub, LeaseChange, Machine, Membership, Reader};
+use mvcc::{Caller, Committed, CompactionProgress, Hub, LeaseChange, Machine, Membership, Reader};
 use parking_lot::Mutex;
 use raft::eraftpb::{Entry, HardState, Message};
 use replica::{Effect, Input, Lessor, PeerMessage, PeerProgress, Proposal, Replica, ReplicaError, Role, Standing};
 use storage::{Engine, EngineError, RaftLog};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
+use crate::auth::{AuthConfig, Gate};
+use crate::auto_compaction::AutoCompaction;
+use crate::backup;
 use crate::faults::Faults;
 use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::peer::{SnapshotHeader, Transport};
 use crate::pending::Pending;
+use crate::quota;
 use crate::snapshot::{self, Source, Staged};
 
 /// Most bytes of entries that go into one engine write. An entry is never split.
 const APPLY_BYTES_MAX: usize = 8 << 20;
-/// Most keys that one step of compaction looks at: a step takes about a millisecond.
-const COMPACT_STEP_KEYS: usize = 1000;
 /// How often leases are looked at (etcd: 500 ms).
 const LEASE_INTERVAL: Duration = Duration::from_millis(500);
 /// Most leases that are revoked in one look (etcd revokes up to 1000 a second).
@@ -78,6 +80,8 @@ pub struct NodeConfig {
     pub strict_reconfig_check: bool,
     /// Limits.
     pub limits: Limits,
+    /// How users log in.
+    pub auth: AuthConfig,
     /// A tick of Raft's clock (`--heartbeat-interval`).
     pub tick: Duration,
     /// Raft's election timeout (`--election-timeout`).
@@ -100,6 +104,13 @@ pub struct NodeConfig {
     pub disk_reserve_bytes: u64,
     /// Bytes that the store may occupy (`--quota-backend-bytes`); 0 for as many as the disk has room for.
     pub quota_bytes: u64,
+    /// What to compact without being asked.
+    pub auto_compaction: AutoCompaction,
+    /// Most keys that one step of compaction looks at (`--compaction-batch-limit`): with 1000 a step takes about a
+    /// millisecond.
+    pub compaction_batch_keys: usize,
+    /// Pause between two steps of compaction (`--compaction-sleep-interval`).
+    pub compaction_pause: Duration,
     /// The revision of applies that take longer is logged (`--warning-apply-duration`).
     pub warn_apply: Duration,
     /// A file that says which faults to simulate, for tests: see `faults.rs`.
@@ -117,6 +128,7 @@ impl NodeConfig {
             learners_max: 1,
             strict_reconfig_check: true,
             limits: Limits::default(),
+            auth: AuthConfig::default(),
             tick: Duration::from_millis(100),
             election_timeout: Duration::from_secs(1),
             flush_log_bytes: 32 << 20,
@@ -128,6 +140,9 @@ impl NodeConfig {
             log_dir: PathBuf::new(),
             disk_reserve_bytes: 256 << 20,
             quota_bytes: 0,
+            auto_compaction: AutoCompaction::Off,
+            compaction_batch_keys: 1000,
+            compaction_pause: Duration::ZERO,
             warn_apply: Duration::from_millis(100),
             fault_file: None,
         }
@@ -169,6 +184,7 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) config: NodeConfig,
     pub(crate) reader: Reader<E>,
     pub(crate) hub: Arc<Hub<E>>,
+    pub(crate) gate: Gate,
     pub(crate) pending: Arc<Pending>,
     pub(crate) inputs: Inbox<Input>,
     pub(crate) lessor: Mutex<Lessor>,
@@ -205,6 +221,12 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) applied: watch::Sender<RaftIndex>,
     pub(crate) compacted: watch::Sender<i64>,
     pub(crate) metrics: Arc<Metrics>,
+    /// Whether the alarm of a full store is being raised.
+    pub(crate) raising_alarm: AtomicBool,
+    /// Whether the store was found to be nearly as large as it may be.
+    pub(crate) nearly_full: AtomicBool,
+    /// Room for backups on their way.
+    pub(crate) backups: Arc<Semaphore>,
     started: Instant,
     stopping: AtomicBool,
     failed: AtomicBool,
@@ -333,6 +355,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         let shared = Arc::new(Shared {
             reader: machine.reader(),
             hub: machine.hub().clone(),
+            gate: Gate::new(&config.auth, log.last_index()),
             pending: Arc::new(pending),
             inputs: Inbox::new(),
             lessor: Mutex::new(lessor),
@@ -360,6 +383,9 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             applied: watch::Sender::new(applied),
             compacted: watch::Sender::new(machine.reader().compacted_physically()),
             metrics,
+            raising_alarm: AtomicBool::new(false),
+            nearly_full: AtomicBool::new(false),
+            backups: Arc::new(Semaphore::new(backup::BACKUPS_MAX)),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -528,7 +554,7 @@ fn run_replica<E: Engine, L: RaftLog>(
     log_jobs: &Inbox<LogJob>,
     apply_jobs: &Inbox<ApplyJob<E>>,
 ) {
-    let (mut inputs, mut effects) = (Vec::new(), Vec::new());
+    let (mut inputs, mut effects, mut readable) = (Vec::new(), Vec::new(), Vec::new());
     while shared.inputs.wait(&mut inputs) {
         let ticks = inputs.iter().any(|input| matches!(input, Input::Tick));
         if let Err(error) = replica.step(inputs.drain(..), &mut effects) {
@@ -579,7 +605,7 @@ fn run_replica<E: Engine, L: RaftLog>(
                         let _ = waiter.try_send(false);
                     }
                 }
-                Effect::ReadReady { id, index } => shared.pending.answer_read(id, Ok(index)),
+                Effect::ReadReady { id, index } => readable.push((id, index)),
                 Effect::Reject { id, error } => {
                     shared.metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
                     shared.pending.refuse(id, error);
@@ -587,6 +613,12 @@ fn run_replica<E: Engine, L: RaftLog>(
                 Effect::Standing(standing) => take_standing(shared, standing),
             }
         }
+        // Those that share a round are woken together.
+        api::wake::together(|| {
+            for (id, index) in readable.drain(..) {
+                shared.pending.answer_read(id, Ok(index));
+            }
+        });
     }
 }
 
@@ -833,10 +865,16 @@ fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<ApplyJob<E>>, mut machine: 
     let mut waiting: Vec<ApplyJob<E>> = Vec::new();
     let mut entries: Vec<Committed> = Vec::new();
     let mut compaction_due = true;
+    let mut next_step = Instant::now();
+    // When the compaction under way began.
+    let mut compacting_since = None;
     loop {
         // While there is compaction to do, look for work but do not wait for it.
-        let open = if compaction_due || !waiting.is_empty() {
+        let pause = next_step.saturating_duration_since(Instant::now());
+        let open = if !waiting.is_empty() || (compaction_due && pause.is_zero()) {
             jobs.take(&mut waiting)
+        } else if compaction_due {
+            jobs.wait_for(pause, &mut waiting)
         } else {
             jobs.wait(&mut waiting)
         };
@@ -874,19 +912,35 @@ fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<ApplyJob<E>>, mut machine: 
         }
         entries.clear();
         if let Some((engine, replaced, waiter)) = replacement {
+            shared.metrics.snapshots_installing.store(1, Ordering::Relaxed);
             if let Err(error) = take_over(shared, &mut machine, engine, replaced) {
                 return shared.fail(&error.to_string());
             }
+            shared.metrics.snapshots_installing.store(0, Ordering::Relaxed);
             compaction_due = true;
             let _ = waiter.try_send(true);
         }
-        if compaction_due {
-            match machine.compact_step(COMPACT_STEP_KEYS) {
-                Ok(CompactionProgress::Going { .. }) => {}
-                Ok(CompactionProgress::Idle) => compaction_due = false,
+        if compaction_due && next_step <= Instant::now() {
+            let step_begun = Instant::now();
+            let since = *compacting_since.get_or_insert(step_begun);
+            match machine.compact_step(shared.config.compaction_batch_keys) {
+                Ok(CompactionProgress::Going { scanned }) => {
+                    shared.metrics.compaction_step(scanned, step_begun.elapsed());
+                    next_step = Instant::now() + shared.config.compaction_pause;
+                }
+                Ok(CompactionProgress::Idle) => {
+                    compaction_due = false;
+                    compacting_since = None;
+                }
                 Ok(CompactionProgress::Done { revision }) => {
                     compaction_due = false;
-                    tracing::info!(compact_revision = revision, "finished scheduled compaction");
+                    compacting_since = None;
+                    shared.metrics.compacted(since.elapsed());
+                    tracing::info!(
+                        compact_revision = revision,
+                        took_ms = since.elapsed().as_millis() as u64,
+                        "finished scheduled compaction"
+                    );
                     shared.compacted.send_replace(revision);
                 }
                 Err(error) => return shared.fail(&error.to_string()),
@@ -907,6 +961,7 @@ fn take_over<E: Engine>(
 ) -> Result<(), EngineError> {
     let old = shared.reader.engine();
     machine.install(Arc::new(engine))?;
+    shared.gate.forget();
     shared.retired.lock().push((old, replaced));
     {
         let mut lessor = shared.lessor.lock();
@@ -981,6 +1036,7 @@ fn apply_some<E: Engine>(
             "apply request took too long"
         );
     }
+    shared.gate.follow(&applied.auth_changes);
     let index = entries.last().map_or(0, |entry| entry.index);
     {
         let mut digests = shared.digests.lock();
@@ -1016,7 +1072,12 @@ fn run_clock<E: Engine>(shared: &Shared<E>) {
         );
         let now = Instant::now();
         if now >= next_tick {
+            let leads = || shared.leader.load(Ordering::Acquire) == shared.member_id();
+            if now.saturating_duration_since(next_tick) >= shared.config.tick && leads() {
+                shared.metrics.heartbeats_late.fetch_add(1, Ordering::Relaxed);
+            }
             shared.inputs.push(Input::Tick);
+            expire_proposals(shared, now);
             // After a pause, time that was missed is not made up for in a burst.
             next_tick = (next_tick + shared.config.tick).max(now);
         }
@@ -1026,6 +1087,20 @@ fn run_clock<E: Engine>(shared: &Shared<E>) {
             next_leases = (next_leases + LEASE_INTERVAL).max(now);
         }
     }
+}
+
+/// Tells the clients of proposals that take longer than they may.
+fn expire_proposals<E: Engine>(shared: &Shared<E>, now: Instant) {
+    let error = if shared.leader.load(Ordering::Acquire) == 0 {
+        api::Error::TimeoutLeaderFail
+    } else {
+        api::Error::Timeout
+    };
+    let expired = shared.pending.expire(now, error);
+    shared
+        .metrics
+        .proposals_failed
+        .fetch_add(expired as u64, Ordering::Relaxed);
 }
 
 /// Replicates what leases have left, so that a change of leaders does not let them live for ever.
@@ -1042,13 +1117,15 @@ fn checkpoint_leases<E: Engine>(shared: &Shared<E>) {
     propose_unasked(shared, Action::LeaseCheckpoint(request), standing.term);
 }
 
-/// Proposes an operation that nobody waits for and that makes sense for the leader of this term only. Should it get
+/// Proposes an operation that nobody waits for, and that makes sense for the leader of this term only unless that is 0. Should it get
 /// lost, its reason remains and it is proposed again.
 fn propose_unasked<E: Engine>(shared: &Shared<E>, action: Action, leader_term: u64) {
     let id = shared.pending.next_id();
+    let member = Caller::MEMBER;
+    let operation = Operation::of_user(id, member.name.to_owned(), member.revision, action);
     shared.inputs.push(Input::Propose(Proposal {
         id,
-        operation: encode_operation(&Operation::new(id, action)),
+        operation: encode_operation(&operation),
         leader_term,
     }));
 }
@@ -1111,7 +1188,7 @@ fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
     // An engine that writes all its data anew needs room for it beside what is there.
     let reserve = config.disk_reserve_bytes + if config.flush_writes_all { live } else { 0 };
     // Without a quota of its own the store may grow until the disk's reserve is reached.
-    let room = shared.db_bytes.load(Ordering::Relaxed) + free.saturating_sub(reserve);
+    let room = shared.reader.data_bytes() + free.saturating_sub(reserve);
     let quota = if config.quota_bytes > 0 {
         config.quota_bytes
     } else {
@@ -1133,12 +1210,39 @@ fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
     }
 }
 
+/// Whether the store's quota, if it has one, is used up or nearly so.
+fn upkeep_quota<E: Engine>(shared: &Shared<E>) {
+    let quota = shared.config.quota_bytes;
+    if quota == 0 {
+        return;
+    }
+    let data = shared.reader.data_bytes();
+    let nearly_full = data.saturating_mul(100) >= quota.saturating_mul(quota::WARNING_PERCENT);
+    if shared.nearly_full.swap(nearly_full, Ordering::AcqRel) != nearly_full && nearly_full {
+        tracing::warn!(
+            data_bytes = data,
+            quota_bytes = quota,
+            "the store is nearly as large as it may be: compact it, delete keys, or raise --quota-backend-bytes"
+        );
+    }
+    // What arrived elsewhere may have filled it.
+    if data >= quota && !shared.has_full_alarm() {
+        let request = AlarmRequest {
+            action: AlarmAction::Activate.into(),
+            member_id: shared.member_id(),
+            alarm: AlarmType::Nospace.into(),
+        };
+        propose_unasked(shared, Action::Alarm(request), 0);
+    }
+}
+
 fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inbox<LogJob>) {
     let mut written_at_flush = shared.metrics.log_bytes_written();
     let mut flushed = Instant::now();
     while !shared.stopping() {
         std::thread::sleep(UPKEEP_INTERVAL);
         upkeep_measure(shared, log);
+        upkeep_quota(shared);
         remove_retired(shared);
         // A view that nobody came for, as when leadership was lost, must not keep the log from being trimmed.
         let is_wanted = |held: &Held| held.source.is_none() || held.since.elapsed() < snapshot::UNUSED_MAX;
@@ -1175,6 +1279,7 @@ fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inb
                 return shared.fail(&error.to_string());
             }
             flushed = Instant::now();
+            shared.metrics.flushed(begun.elapsed());
             tracing::debug!(took_ms = begun.elapsed().as_millis() as u64, "flushed the engine");
         }
     }
@@ -1210,6 +1315,15 @@ fn check_quarantine<E: Engine>(shared: &Shared<E>) {
 }
 
 impl<E: Engine> Shared<E> {
+    /// Whether this member has said that it is full.
+    pub(crate) fn has_full_alarm(&self) -> bool {
+        let alarm = AlarmMember {
+            member_id: self.member_id(),
+            alarm: AlarmType::Nospace.into(),
+        };
+        self.reader.alarms().contains(&alarm)
+    }
+
     /// This member's id.
     pub(crate) fn member_id(&self) -> MemberId {
         self.config.replica.id

@@ -1,6 +1,7 @@
 //! Proposals and reads that wait for their answer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use api::{Error, RaftIndex, RequestId};
 use hashbrown::HashMap;
@@ -26,8 +27,11 @@ struct State {
 }
 
 struct Waiter {
-    reply: oneshot::Sender<Result<Outcome, Error>>,
+    /// `None` once its client was told that it takes too long.
+    reply: Option<oneshot::Sender<Result<Outcome, Error>>>,
     bytes: usize,
+    /// When its client is told so.
+    due: Instant,
 }
 
 /// A proposal's place among the waiting. It is given up when the proposal is applied or refused, and not before: an
@@ -50,6 +54,16 @@ impl State {
     }
 }
 
+/// Sends answers, and wakes each connection that they are for once.
+fn send_together(answers: Vec<(oneshot::Sender<Result<Outcome, Error>>, Result<Outcome, Error>)>) {
+    api::wake::together(|| {
+        for (reply, result) in answers {
+            // Whoever does not wait any more does not want it.
+            let _ = reply.send(result);
+        }
+    });
+}
+
 impl Pending {
     /// Ids begin at `first_id`: distinct for each member and each start of it.
     pub(crate) fn new(first_id: RequestId, count_max: usize, bytes_max: usize) -> Self {
@@ -65,8 +79,8 @@ impl Pending {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes a place for a proposal.
-    pub(crate) fn enter(&self, id: RequestId, bytes: usize) -> Result<Place, Error> {
+    /// Takes a place for a proposal, whose client waits until `due`: see [`Pending::expire`].
+    pub(crate) fn enter(&self, id: RequestId, bytes: usize, due: Instant) -> Result<Place, Error> {
         let (sender, reply) = oneshot::channel();
         let mut state = self.state.lock();
         if state.stopped {
@@ -76,7 +90,12 @@ impl Pending {
             return Err(Error::TooManyRequests);
         }
         state.bytes += bytes;
-        state.proposals.insert(id, Waiter { reply: sender, bytes });
+        let waiter = Waiter {
+            reply: Some(sender),
+            bytes,
+            due,
+        };
+        state.proposals.insert(id, waiter);
         drop(state);
         Ok(Place { reply })
     }
@@ -105,15 +124,32 @@ impl Pending {
         {
             let mut state = self.state.lock();
             for Reply { id, result } in replies {
-                if let Some(waiter) = state.remove(id) {
-                    waiting.push((waiter.reply, result));
+                if let Some(waiter) = state.remove(id)
+                    && let Some(reply) = waiter.reply
+                {
+                    waiting.push((reply, result));
                 }
             }
         }
         // Waking is not done under the lock, where the woken would meet us.
-        for (reply, result) in waiting {
-            let _ = reply.send(result);
+        send_together(waiting);
+    }
+
+    /// Tells clients that have waited until `now` that it takes too long. Their proposals keep their places. One look at
+    /// each proposal in place; a timer for each of them would cost more than this whenever there are few enough to be
+    /// in time, that is, nearly always.
+    pub(crate) fn expire(&self, now: Instant, error: Error) -> usize {
+        let mut expired = Vec::new();
+        for waiter in self.state.lock().proposals.values_mut() {
+            if waiter.due <= now
+                && let Some(reply) = waiter.reply.take()
+            {
+                expired.push((reply, Err(error)));
+            }
         }
+        let count = expired.len();
+        send_together(expired);
+        count
     }
 
     pub(crate) fn answer_read(&self, id: RequestId, result: Result<RaftIndex, Error>) {
@@ -127,7 +163,8 @@ impl Pending {
     pub(crate) fn refuse(&self, id: RequestId, error: Error) {
         let waiter = self.state.lock().remove(id);
         match waiter {
-            Some(waiter) => drop(waiter.reply.send(Err(error))),
+            Some(Waiter { reply: Some(reply), .. }) => drop(reply.send(Err(error))),
+            Some(_) => {}
             None => self.answer_read(id, Err(error)),
         }
     }
@@ -141,5 +178,34 @@ impl Pending {
     pub(crate) fn len(&self) -> (usize, usize) {
         let state = self.state.lock();
         (state.proposals.len(), state.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn clients_are_told_in_time_and_places_are_kept() {
+        let pending = Pending::new(1, 2, 100);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(7);
+        let mut early = pending.enter(1, 10, now).expect("room");
+        let mut late = pending.enter(2, 10, later).expect("room");
+        assert_eq!(pending.expire(now, Error::Timeout), 1);
+        assert_eq!(early.reply.try_recv(), Ok(Err(Error::Timeout)));
+        assert!(late.reply.try_recv().is_err(), "its time has not come");
+        assert_eq!(pending.len(), (2, 20), "it is still on its way");
+        assert_eq!(pending.enter(3, 10, later).map(drop), Err(Error::TooManyRequests));
+        assert_eq!(pending.expire(now, Error::Timeout), 0, "it was told");
+        let reply = |id| Reply {
+            id,
+            result: Err(Error::KeyNotFound),
+        };
+        pending.answer_all(vec![reply(1), reply(2)]);
+        assert_eq!(late.reply.try_recv(), Ok(Err(Error::KeyNotFound)));
+        assert_eq!(pending.len(), (0, 0));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::limits::{ETCD_VERSION, METASTORE_VERSION};
-use frontend::{Access, ConnectionSettings, Frontend, Traffic, serve_connection};
+use frontend::{Access, ClientCertificate, ConnectionSettings, Frontend, Traffic, serve_connection};
 use storage::{
     DataDir, DataDirError, EngineError, LogError, RaftEngineLog, RaftLog, RaftLogOptions, RocksOptions, StorageKind,
 };
@@ -17,9 +17,12 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::NodeStore;
+use crate::auto_compaction::Compactor;
 use crate::bootstrap::{self, InitialMembers, Place};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, MetricsOptions};
 use crate::node::{FailureHandler, Node, NodeConfig, StartError};
+use crate::otlp::{Tracing, TracingOptions};
 use crate::peer::{self, PeerUrl, Transport};
 use crate::tls::{self, Prefixed, TlsClient, TlsError, TlsOptions, TlsServer};
 use crate::variables;
@@ -118,6 +121,12 @@ pub struct ServerConfig {
     pub access: Access,
     /// Whether the calls are offered as JSON over HTTP too (`--enable-grpc-gateway`).
     pub gateway: bool,
+    /// What the metrics are to show.
+    pub metrics: MetricsOptions,
+    /// Write the headers of each request over HTTP/2 to standard error, in the form of Go's `http2debug`.
+    pub shows_headers: bool,
+    /// Where calls are traced, if they are.
+    pub tracing: Option<TracingOptions>,
     /// The state machine.
     pub machine: mvcc::Options,
     /// The node; its ids, member and data directory are filled in from the rest.
@@ -167,6 +176,9 @@ pub enum ServeError {
     /// The member cannot begin.
     #[error("{0}")]
     Bootstrap(String),
+    /// Calls cannot be traced.
+    #[error("distributed tracing: {0}")]
+    Tracing(String),
 }
 
 struct Listener {
@@ -216,6 +228,13 @@ pub fn run(
     let given_tls = match with_tls && !config.client_tls.is_empty() {
         true => Some(TlsServer::new(config.client_tls.clone())?),
         false => None,
+    };
+    let calls_traced = match &config.tracing {
+        Some(options) => {
+            let _entered = peer_runtime.enter();
+            Some(Arc::new(Tracing::start(options).map_err(ServeError::Tracing)?))
+        }
+        None => None,
     };
     let listeners = runtime.block_on(bind_all(&config))?;
     let peer_listeners = peer_runtime.block_on(bind_peers(&config))?;
@@ -306,7 +325,7 @@ pub fn run(
     config.node.log_dir = raft_dir;
     config.node.flush_writes_all = matches!(config.engine, EngineConfig::Memory);
     config.node.name = config.name.clone();
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(&config.metrics));
     let election_timeout = config.node.election_timeout;
     let node = Node::start(
         config.node,
@@ -352,6 +371,10 @@ pub fn run(
             Arc::new(move || metrics.render(&store))
         },
         observer: metrics,
+        shows_headers: config.shows_headers,
+        tracer: calls_traced
+            .clone()
+            .map(|tracing| tracing as Arc<dyn frontend::CallTracer>),
         election_timeout,
         access: config.access.clone(),
         gateway_calls_max: config.gateway.then_some(config.connections.streams_max),
@@ -386,6 +409,7 @@ pub fn run(
         } else {
             tokio::spawn(publish);
         }
+        tokio::spawn(compact_by_itself(node.store(), stopped.clone()));
         let mut accepting = JoinSet::new();
         for listener in listeners {
             let server = || client_tls.clone().expect("it was made because a listener is for TLS");
@@ -425,6 +449,9 @@ pub fn run(
     // One that was removed has nobody left to finish anything with.
     let was_removed = *node.removed().borrow();
     node.stop(if was_removed { Duration::ZERO } else { STOP_TIMEOUT });
+    if let Some(tracing) = calls_traced {
+        tracing.stop();
+    }
     peer_runtime.shutdown_timeout(Duration::from_millis(500));
     tracing::info!("stopped");
     Ok(())
@@ -441,6 +468,7 @@ fn log_listener(address: &str, unix: bool, security: &Security, traffic: Traffic
         Traffic::Both => "grpc+http",
         Traffic::Grpc => "grpc",
         Traffic::Http => "http",
+        Traffic::Rest => "http api",
         Traffic::Metrics => {
             tracing::info!(address, "serving metrics");
             return;
@@ -605,6 +633,34 @@ async fn accept<S: api::Store>(
     while connections.join_next().await.is_some() {}
 }
 
+/// Forgets history as `--auto-compaction-retention` says, for as long as the server runs.
+async fn compact_by_itself<E: storage::Engine>(store: NodeStore<E>, mut stopped: watch::Receiver<bool>) {
+    let shared = store.shared().clone();
+    let policy = shared.config.auto_compaction;
+    let Some(mut compactor) = Compactor::new(policy, shared.now_ms(), shared.reader.revision()) else {
+        return;
+    };
+    loop {
+        let pause = Duration::from_millis(compactor.next_ms().saturating_sub(shared.now_ms()));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+        let leads = shared.standing().has_begun;
+        let Some(revision) = compactor.look(shared.now_ms(), shared.reader.revision(), leads) else {
+            continue;
+        };
+        tracing::info!(revision, ?policy, "starting auto compaction");
+        match store.compact_by_itself(revision).await {
+            Ok(()) => {
+                compactor.compacted(shared.now_ms(), revision);
+                tracing::info!(revision, "completed auto compaction");
+            }
+            Err(error) => tracing::warn!(revision, %error, "failed auto compaction; it is tried again"),
+        }
+    }
+}
+
 enum Accepted {
     Tcp(tokio::net::TcpStream, SocketAddr),
     Unix(tokio::net::UnixStream),
@@ -637,7 +693,7 @@ impl<S: api::Store> Connection<S> {
     {
         let mut stopped = self.stopped.clone();
         let (Security::Tls(server) | Security::Either(server)) = self.security.clone() else {
-            return self.serve_accepted(stream, false).await;
+            return self.serve_accepted(stream, false, None).await;
         };
         let either = matches!(self.security, Security::Either(_));
         let accept = async {
@@ -654,8 +710,18 @@ impl<S: api::Store> Connection<S> {
             _ = stopped.wait_for(|stopped| *stopped) => return,
         };
         match accepted {
-            Ok(tls::Accepted::Plain(stream)) => self.serve_accepted(stream, false).await,
-            Ok(tls::Accepted::Tls(stream)) => self.serve_accepted(stream, true).await,
+            Ok(tls::Accepted::Plain(stream)) => self.serve_accepted(stream, false, None).await,
+            Ok(tls::Accepted::Tls(stream)) => {
+                // A name counts only where certificates are asked for on purpose, as in etcd.
+                let name = match server.options().client_cert_auth {
+                    true => tls::peer_common_name(stream.get_ref().1),
+                    false => None,
+                };
+                let certificate = name.map(|name| ClientCertificate {
+                    common_name: name.into(),
+                });
+                self.serve_accepted(stream, true, certificate).await;
+            }
             Err(error) => {
                 let remote = remote.map(|remote| remote.to_string()).unwrap_or_default();
                 server.log_rejected(&remote, &error);
@@ -663,7 +729,7 @@ impl<S: api::Store> Connection<S> {
         }
     }
 
-    async fn serve_accepted<I>(mut self, stream: I, tls: bool)
+    async fn serve_accepted<I>(mut self, stream: I, tls: bool, certificate: Option<ClientCertificate>)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -672,7 +738,10 @@ impl<S: api::Store> Connection<S> {
             let _ = self.stopped.wait_for(|stopped| *stopped).await;
         };
         let traffic = self.traffic;
-        let frontend = self.frontend.at(frontend::Listener { traffic, tls });
+        let frontend = self
+            .frontend
+            .at(frontend::Listener { traffic, tls })
+            .with_certificate(certificate);
         if let Err(error) = serve_connection(stream, frontend, &self.settings, stop).await {
             tracing::debug!(%error, "a connection ended");
         }

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
+use api::auth::{self, AuthenticateRequest, AuthenticateResponse, InternalAuthenticateRequest};
 use api::codec::{
-    Action, LeaseCheckpoint, LeaseCheckpointRequest, MemberAttributes, MemberAttributesRequest, MemberChange,
-    MemberChangeKind, MemberUpdate, Operation, encode_operation,
+    Action, DowngradeInfo, LeaseCheckpoint, LeaseCheckpointRequest, MemberAttributes, MemberAttributesRequest,
+    MemberChange, MemberChangeKind, MemberUpdate, Operation, encode_operation,
 };
 use api::kv::{
     AlarmAction, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
@@ -14,30 +16,51 @@ use api::kv::{
     LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member, PutRequest, PutResponse,
     RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
-use api::store::{Alarm, HashKv, MemberList, ScanPage, ScanRequest, Status};
+use api::limits::ETCD_CLUSTER_VERSION;
+use api::store::{
+    Alarm, DatabaseHash, Downgrade, DowngradeStep, HashKv, MemberList, ScanPage, ScanRequest, Standing, Status,
+    WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
+};
 use api::{Credentials, Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
-use mvcc::{Failure, Membership, Outcome, Stream};
+use mvcc::auth::{Need, Right, txn_needs};
+use mvcc::{Auth, Caller, Failure, Membership, Outcome, Stream};
 use replica::{Input, Proposal};
-use storage::Engine;
+use storage::{Engine, KeyRange};
+use tokio::sync::OwnedSemaphorePermit;
 
+use crate::auth::{Issuer, Who};
+use crate::backup::{self, Backup};
 use crate::calls::{Answer, Ask, Lease, LeaseTime};
 use crate::identity;
 use crate::node::Shared;
+use crate::quota;
 
 /// Ranges that may return more keys than this leave the async thread to others while they run.
 const INLINE_KEYS_MAX: i64 = 500;
 
+/// How often a password is checked again because users or roles changed meanwhile.
+const AUTHENTICATIONS_MAX: usize = 16;
+
 /// The store that a node serves. A cheap handle.
 pub struct NodeStore<E: Engine> {
     shared: Arc<Shared<E>>,
-    credentials: Credentials,
+    client: Client,
+}
+
+/// On whose behalf a handle acts.
+#[derive(Clone)]
+enum Client {
+    /// Whoever this shows, at each call anew.
+    Shown(Credentials),
+    /// A user whose password was checked.
+    Verified(Who),
 }
 
 impl<E: Engine> Clone for NodeStore<E> {
     fn clone(&self) -> Self {
         NodeStore {
             shared: self.shared.clone(),
-            credentials: self.credentials.clone(),
+            client: self.client.clone(),
         }
     }
 }
@@ -56,7 +79,7 @@ impl<E: Engine> NodeStore<E> {
     pub(crate) fn new(shared: Arc<Shared<E>>) -> Self {
         NodeStore {
             shared,
-            credentials: Credentials::default(),
+            client: Client::Shown(Credentials::default()),
         }
     }
 
@@ -88,59 +111,277 @@ impl<E: Engine> NodeStore<E> {
         }
     }
 
-    /// Refuses what would fill the disk further.
-    fn check_space(&self) -> Result<()> {
+    /// Refuses what would fill the disk or the quota further; `cost` is about what it adds, in bytes.
+    async fn check_space(&self, cost: u64) -> Result<()> {
         self.check_trust()?;
-        if self.shared.disk_full.load(Ordering::Acquire) {
-            Err(Error::NoSpace)
+        let shared = &*self.shared;
+        if shared.disk_full.load(Ordering::Acquire) {
+            return Err(Error::NoSpace);
+        }
+        let quota = shared.config.quota_bytes;
+        // What is on its way counts as well, so that many clients at once do not fill it far beyond.
+        if quota == 0 || shared.reader.data_bytes() + shared.pending.len().1 as u64 + cost < quota {
+            return Ok(());
+        }
+        self.raise_full_alarm().await;
+        Err(Error::NoSpace)
+    }
+
+    /// Tells the cluster that this member is full, unless it knows.
+    async fn raise_full_alarm(&self) {
+        let shared = &self.shared;
+        if shared.has_full_alarm() || shared.raising_alarm.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let request = AlarmRequest {
+            action: AlarmAction::Activate.into(),
+            member_id: shared.member_id(),
+            alarm: AlarmType::Nospace.into(),
+        };
+        tracing::warn!(
+            data_bytes = shared.reader.data_bytes(),
+            quota_bytes = shared.config.quota_bytes,
+            "the store is as large as it may be: writes are refused until it is compacted and the alarm is ended"
+        );
+        // On a task of its own: the client may go away meanwhile.
+        let store = self.clone();
+        let raised = tokio::spawn(async move {
+            if let Err(error) = store.propose_alarm(request).await {
+                tracing::warn!(%error, "the alarm was not raised; the next write that does not fit tries again");
+            }
+            store.shared.raising_alarm.store(false, Ordering::Release);
+        });
+        let _ = raised.await;
+    }
+
+    /// A place among the few backups that there may be at a time.
+    fn backup_permit(&self) -> Result<OwnedSemaphorePermit> {
+        let backups = self.shared.backups.clone();
+        backups.try_acquire_owned().map_err(|_| Error::TooManyRequests)
+    }
+
+    /// Who the client is, as far as this member knows; `None` where auth is off.
+    fn who_now(&self) -> Result<Option<Who>> {
+        let shared = &*self.shared;
+        if !shared.reader.is_auth_enabled() {
+            return Ok(None);
+        }
+        // Before the token is looked up: should it be lost then, what it was used for is seen to be old.
+        let revision = shared.reader.auth().revision();
+        match &self.client {
+            Client::Verified(who) => Ok(Some(who.clone())),
+            Client::Shown(Credentials { token: Some(token), .. }) => shared.gate.who(token, revision).map(Some),
+            Client::Shown(Credentials {
+                common_name: Some(name),
+                ..
+            }) if !name.is_empty() => Ok(Some(Who {
+                name: name.clone(),
+                revision,
+            })),
+            Client::Shown(_) => Ok(Some(Who::nobody())),
+        }
+    }
+
+    /// Who the client is; `None` where auth is off.
+    async fn who(&self) -> Result<Option<Who>> {
+        match self.who_now() {
+            Err(Error::InvalidAuthToken) if self.may_know_later() => {
+                // Whoever gave the token out had applied its entry, and after this so has this member.
+                self.linearize().await?;
+                self.who_now()
+            }
+            who => who,
+        }
+    }
+
+    /// Whether the client's token may be from a log entry that is not applied here yet.
+    fn may_know_later(&self) -> bool {
+        let Client::Shown(Credentials { token: Some(token), .. }) = &self.client else {
+            return false;
+        };
+        let entry = self.shared.gate.entry_of(token);
+        entry.is_some_and(|entry| entry > *self.shared.applied.borrow())
+    }
+
+    /// Lets nobody in particular do what only needs somebody.
+    async fn require_user(&self) -> Result<()> {
+        if self.shared.reader.is_auth_enabled() {
+            Store::check_user(self).await
         } else {
             Ok(())
         }
     }
 
-    /// Puts an operation into the log and waits for what it comes to.
-    async fn propose(&self, action: Action) -> Result<Outcome> {
-        self.check_trust()?;
-        self.propose_as(action, Input::Propose).await
+    async fn require_admin(&self) -> Result<()> {
+        if self.shared.reader.is_auth_enabled() {
+            Store::check_admin(self).await
+        } else {
+            Ok(())
+        }
     }
 
-    async fn propose_as(&self, action: Action, input: impl FnOnce(Proposal) -> Input) -> Result<Outcome> {
+    /// Checks a user's password. Returns the auth revision of then.
+    async fn check_password(&self, user: &AuthenticateRequest) -> Result<u64> {
+        let (stored, revision) = {
+            let auth = self.shared.reader.auth();
+            if !auth.is_enabled() {
+                return Err(Error::AuthNotEnabled);
+            }
+            let known = auth.user(&user.name).ok_or(Error::AuthFailed)?;
+            if known.has_no_password() {
+                return Err(Error::NoPasswordUser);
+            }
+            (known.password.clone(), auth.revision())
+        };
+        let passwords = &self.shared.gate.passwords;
+        if passwords.is_right(&user.name, &stored, user.password.clone()).await? {
+            Ok(revision)
+        } else {
+            tracing::warn!(user = user.name, "a login with a wrong password");
+            Err(Error::AuthFailed)
+        }
+    }
+
+    /// Puts the hash of a password in the place of the password.
+    async fn with_hash(&self, mut action: Action) -> Result<Action> {
+        match &mut action {
+            Action::AuthUserAdd(request) => {
+                // What is slow is not done for just anybody.
+                self.require_admin().await?;
+                let password = std::mem::take(&mut request.password);
+                let needs_none = request.options.as_ref().is_some_and(|options| options.no_password);
+                request.hashed_password = if needs_none {
+                    String::new()
+                } else {
+                    self.shared.gate.passwords.hash(password).await?
+                };
+            }
+            Action::AuthUserChangePassword(request) => {
+                self.require_admin().await?;
+                let password = std::mem::take(&mut request.password);
+                if !password.is_empty() {
+                    request.hashed_password = self.shared.gate.passwords.hash(password).await?;
+                }
+            }
+            _ => {}
+        }
+        Ok(action)
+    }
+
+    /// Reads what the client may read. `permit` says whether it may, by the users and roles before the read; they must be
+    /// the same after it, since what was read may be newer than a permission that was taken.
+    async fn read_permitted<T>(
+        &self,
+        may_take_long: bool,
+        permit: impl FnOnce(&Auth, Caller<'_>) -> std::result::Result<(), Failure>,
+        read: impl FnOnce() -> std::result::Result<T, Failure>,
+    ) -> Result<T> {
+        let reader = &self.shared.reader;
+        if !reader.is_auth_enabled() {
+            let result = self.read(may_take_long, read)?;
+            return match reader.is_auth_enabled() {
+                true => Err(Error::AuthOldRevision),
+                false => Ok(result),
+            };
+        }
+        let who = self.who().await?;
+        let mut revision = 0;
+        if let Some(who) = &who {
+            let auth = reader.auth();
+            self.answered(permit(&auth, who.caller()))?;
+            revision = who.revision;
+        }
+        let result = self.read(may_take_long, read)?;
+        if revision != 0 && revision != reader.auth().revision() {
+            return Err(Error::AuthOldRevision);
+        }
+        Ok(result)
+    }
+
+    /// Whether the client may read (or write) all keys attached to some leases. Returns the auth revision by which it may;
+    /// `None` where auth is off.
+    ///
+    /// # Errors
+    /// Also where users or roles change meanwhile.
+    async fn permit_attached(&self, leases: impl IntoIterator<Item = LeaseId>, right: Right) -> Result<Option<u64>> {
+        let Some(who) = self.who().await? else {
+            return Ok(None);
+        };
+        if who.is_nobody() {
+            return Err(Error::UserEmpty);
+        }
+        let reader = &self.shared.reader;
+        let auth = Arc::clone(&reader.auth());
+        self.read(true, || {
+            leases
+                .into_iter()
+                .try_for_each(|lease| reader.permit_attached(&auth, who.caller(), right, lease))
+        })?;
+        if reader.auth().revision() != auth.revision() {
+            return Err(Error::AuthOldRevision);
+        }
+        Ok(Some(auth.revision()))
+    }
+
+    /// Puts a client's operation into the log and waits for what it comes to.
+    async fn propose(&self, action: Action) -> Result<Outcome> {
+        self.check_trust()?;
+        let who = self.who().await?;
+        self.propose_as(who, action, Input::Propose).await
+    }
+
+    /// Puts an operation into the log, on behalf of a user if it is a client's, and waits for what it comes to.
+    async fn propose_as(
+        &self,
+        who: Option<Who>,
+        action: Action,
+        input: impl FnOnce(Proposal) -> Input,
+    ) -> Result<Outcome> {
         let shared = &*self.shared;
         let id = shared.pending.next_id();
-        let operation = encode_operation(&Operation::new(id, action));
+        let operation = match who {
+            Some(who) if !who.is_nobody() => Operation::of_user(id, who.name.as_ref().to_owned(), who.revision, action),
+            _ => Operation::new(id, action),
+        };
+        let operation = encode_operation(&operation);
         if operation.len() > shared.config.limits.request_bytes_max {
             return Err(Error::RequestTooLarge);
         }
-        let mut place = shared.pending.enter(id, operation.len())?;
+        let due = Instant::now() + shared.config.limits.request_timeout;
+        let mut place = shared.pending.enter(id, operation.len(), due)?;
         shared.inputs.push(input(Proposal {
             id,
             operation,
             leader_term: 0,
         }));
-        let outcome = tokio::time::timeout(shared.config.limits.request_timeout, place.outcome()).await;
-        outcome.unwrap_or_else(|_| {
-            shared.metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
-            Err(if shared.leader.load(Ordering::Acquire) == 0 {
-                Error::TimeoutLeaderFail
-            } else {
-                Error::Timeout
-            })
-        })
+        place.outcome().await
     }
 
     /// Proposes a change of members, as the leader, and waits until it is applied.
     pub(crate) async fn propose_member_change(&self, change: MemberChange) -> Result<Arc<Membership>> {
         let action = Action::MemberChange(change.clone());
         let outcome = self
-            .propose_as(action, |proposal| Input::ProposeMemberChange(proposal, change))
+            .propose_as(None, action, |proposal| Input::ProposeMemberChange(proposal, change))
             .await?;
         Ok(outcome!(outcome, Members))
     }
 
     /// Raises or ends an alarm.
     pub(crate) async fn propose_alarm(&self, request: AlarmRequest) -> Result<AlarmResponse> {
-        let outcome = self.propose_as(Action::Alarm(request), Input::Propose).await?;
+        let outcome = self.propose_as(None, Action::Alarm(request), Input::Propose).await?;
         Ok(outcome!(outcome, Alarm))
+    }
+
+    /// Forgets history as the leader of this term sees fit.
+    pub(crate) async fn compact_by_itself(&self, revision: Revision) -> Result<()> {
+        let request = CompactionRequest {
+            revision,
+            physical: false,
+        };
+        match self.propose_as(None, Action::Compact(request), Input::Propose).await {
+            Ok(_) | Err(Error::Compacted) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes back what the log says of how little time a lease has left.
@@ -149,7 +390,7 @@ impl<E: Engine> NodeStore<E> {
         let request = LeaseCheckpointRequest {
             checkpoints: vec![checkpoint],
         };
-        self.propose_as(Action::LeaseCheckpoint(request), Input::Propose)
+        self.propose_as(None, Action::LeaseCheckpoint(request), Input::Propose)
             .await?;
         Ok(())
     }
@@ -168,7 +409,7 @@ impl<E: Engine> NodeStore<E> {
             member_id: self.shared.member_id(),
             attributes: Some(attributes),
         };
-        self.propose_as(Action::MemberAttributes(request), Input::Propose)
+        self.propose_as(None, Action::MemberAttributes(request), Input::Propose)
             .await?;
         Ok(())
     }
@@ -176,6 +417,7 @@ impl<E: Engine> NodeStore<E> {
     /// Changes the members, wherever the leader is.
     async fn change_members(&self, kind: MemberChangeKind, member: Member) -> Result<MemberList> {
         self.check_trust()?;
+        self.require_admin().await?;
         let change = MemberChange {
             kind: kind.into(),
             member: Some(member),
@@ -212,11 +454,14 @@ impl<E: Engine> NodeStore<E> {
         if shared.reads_locally.load(Ordering::Acquire) {
             return Ok(());
         }
+        let begun = Instant::now();
         let wait = async {
             let id = shared.pending.next_id();
             let ready = shared.pending.enter_read(id)?;
             shared.inputs.push(Input::ReadIndex(id));
-            let index = ready.await.unwrap_or(Err(Error::Stopped))?;
+            let index = ready.await.unwrap_or(Err(Error::Stopped));
+            shared.metrics.read_indexed(index.is_ok(), begun.elapsed());
+            let index = index?;
             let mut applied = shared.applied.subscribe();
             applied
                 .wait_for(|applied| *applied >= index)
@@ -236,11 +481,22 @@ impl<E: Engine> NodeStore<E> {
             tokio::runtime::Handle::try_current()
                 .is_ok_and(|handle| handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread)
         };
-        let result = if may_take_long && multi_threaded() {
-            tokio::task::block_in_place(read)
+        let result = if may_take_long {
+            self.shared.metrics.reads_open.fetch_add(1, Ordering::Relaxed);
+            let result = if multi_threaded() {
+                tokio::task::block_in_place(read)
+            } else {
+                read()
+            };
+            self.shared.metrics.reads_open.fetch_sub(1, Ordering::Relaxed);
+            result
         } else {
             read()
         };
+        self.answered(result)
+    }
+
+    fn answered<T>(&self, result: std::result::Result<T, Failure>) -> Result<T> {
         result.map_err(|failure| match failure {
             Failure::Refused(error) => error,
             Failure::Engine(error) => {
@@ -258,19 +514,117 @@ fn log_stalled_text(stalled: Duration) -> String {
     )
 }
 
+/// Major and minor of a version that a client names: `3.6` and `3.6.4` alike.
+fn cluster_version(text: &str) -> Result<(u64, u64)> {
+    // As strict as the library that etcd reads versions with: numbers without zeros before them, and after the third one
+    // maybe what kind of release it is.
+    let (core, _) = text.split_at(text.find(['-', '+']).unwrap_or(text.len()));
+    let numbers: Option<Vec<u64>> = core
+        .split('.')
+        .map(|number| {
+            let plain = number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+            number.parse().ok().filter(|_| plain)
+        })
+        .collect();
+    match numbers.as_deref() {
+        Some([major, minor]) if core.len() == text.len() => Ok((*major, *minor)),
+        Some([major, minor, _]) => Ok((*major, *minor)),
+        _ => Err(Error::WrongDowngradeVersionFormat),
+    }
+}
+
 /// Even a range with a small limit walks over all its keys, to count them.
 fn may_take_long(request: &RangeRequest) -> bool {
     !matches!(request.span(), Span::Key(_))
 }
 
 impl<E: Engine> Store for NodeStore<E> {
-    type Watch = Stream<E>;
+    type Watch = ClientWatch<E>;
+    type Backup = Backup;
 
     fn on_behalf_of(&self, credentials: Credentials) -> Self {
         NodeStore {
             shared: self.shared.clone(),
-            credentials,
+            client: Client::Shown(credentials),
         }
+    }
+
+    async fn on_behalf_of_user(&self, user: AuthenticateRequest) -> Result<Self> {
+        if !self.shared.reader.is_auth_enabled() {
+            return Ok(self.clone());
+        }
+        let name = user.name.as_str().into();
+        let revision = self.check_password(&user).await?;
+        Ok(NodeStore {
+            shared: self.shared.clone(),
+            client: Client::Verified(Who { name, revision }),
+        })
+    }
+
+    async fn check_user(&self) -> Result<()> {
+        match self.who().await? {
+            Some(who) if who.is_nobody() => Err(Error::UserEmpty),
+            _ => Ok(()),
+        }
+    }
+
+    async fn check_admin(&self) -> Result<()> {
+        match self.who().await? {
+            Some(who) => self.shared.reader.auth().permit_admin(&who.name),
+            None => Ok(()),
+        }
+    }
+
+    async fn authenticate(&self, user: AuthenticateRequest) -> Result<AuthenticateResponse> {
+        self.linearize().await?;
+        let shared = &*self.shared;
+        for _ in 0..AUTHENTICATIONS_MAX {
+            let revision = self.check_password(&user).await?;
+            let mut response = match shared.gate.issuer() {
+                Issuer::Log(simple_token) => {
+                    let request = InternalAuthenticateRequest {
+                        name: user.name.clone(),
+                        password: String::new(),
+                        simple_token,
+                    };
+                    let action = Action::Authenticate(request);
+                    outcome!(self.propose_as(None, action, Input::Propose).await?, Authenticate)
+                }
+                Issuer::Sign(jwt) => AuthenticateResponse {
+                    header: ResponseHeader::at(shared.reader.revision()),
+                    token: jwt.sign(&user.name, revision).ok_or(Error::VerifyOnly)?,
+                },
+                Issuer::Nobody => return Err(Error::AuthFailed),
+            };
+            // The token must not be one that an old password got.
+            if shared.reader.auth().revision() == revision {
+                self.complete(&mut response.header);
+                return Ok(response);
+            }
+        }
+        Err(Error::AuthOldRevision)
+    }
+
+    async fn auth<R: auth::Request>(&self, request: R) -> Result<R::Response> {
+        let mut answer = match request.into_action() {
+            action @ (Action::AuthStatus(_)
+            | Action::AuthUserGet(_)
+            | Action::AuthUserList(_)
+            | Action::AuthRoleGet(_)
+            | Action::AuthRoleList(_)) => {
+                self.linearize().await?;
+                let who = self.who().await?.unwrap_or_else(Who::nobody);
+                let mut answer = self.shared.reader.auth().answer(&action, &who.name)?;
+                *answer.header_mut() = ResponseHeader::at(self.shared.reader.revision());
+                answer
+            }
+            action => {
+                let action = self.with_hash(action).await?;
+                outcome!(self.propose(action).await?, Auth)
+            }
+        };
+        self.complete(answer.header_mut());
+        Ok(R::response(answer).expect("the machine answers what it was asked"))
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
@@ -278,7 +632,14 @@ impl<E: Engine> Store for NodeStore<E> {
             self.linearize().await?;
         }
         self.shared.metrics.ranges.fetch_add(1, Ordering::Relaxed);
-        let mut response = self.read(may_take_long(&request), || self.shared.reader.range(&request))?;
+        let permit =
+            |auth: &Auth, caller: Caller<'_>| auth.permit_read(caller, request.span()).map_err(Failure::Refused);
+        let begun = Instant::now();
+        let response = self
+            .read_permitted(may_take_long(&request), permit, || self.shared.reader.range(&request))
+            .await;
+        self.shared.metrics.range_read(response.is_ok(), begun.elapsed());
+        let mut response = response?;
         self.complete(&mut response.header);
         Ok(response)
     }
@@ -288,7 +649,11 @@ impl<E: Engine> Store for NodeStore<E> {
             self.linearize().await?;
         }
         let long = request.keys_max as i64 > INLINE_KEYS_MAX;
-        let mut page = self.read(long, || self.shared.reader.scan(&request))?;
+        let span = Span::new(&request.key, &request.range_end);
+        let permit = |auth: &Auth, caller: Caller<'_>| auth.permit_read(caller, span).map_err(Failure::Refused);
+        let mut page = self
+            .read_permitted(long, permit, || self.shared.reader.scan(&request))
+            .await?;
         let mut header = Some(page.header);
         self.complete(&mut header);
         page.header = header.unwrap_or_default();
@@ -296,7 +661,7 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn put(&self, request: PutRequest) -> Result<PutResponse> {
-        self.check_space()?;
+        self.check_space(quota::cost_of_put(&request)).await?;
         let mut response = outcome!(self.propose(Action::Put(request)).await?, Put);
         self.complete(&mut response.header);
         Ok(response)
@@ -313,10 +678,17 @@ impl<E: Engine> Store for NodeStore<E> {
             if !request.is_serializable() {
                 self.linearize().await?;
             }
-            self.read(true, || self.shared.reader.txn(&request))?
+            let permit = |auth: &Auth, caller: Caller<'_>| {
+                txn_needs(&request, &mut |need| match need {
+                    Need::Read(span) => auth.permit_read(caller, span).map_err(Failure::Refused),
+                    Need::Write(_) | Need::WriteAttached(_) => unreachable!("it only reads"),
+                })
+            };
+            self.read_permitted(true, permit, || self.shared.reader.txn(&request))
+                .await?
         } else {
             if request.has_put() {
-                self.check_space()?;
+                self.check_space(quota::cost_of_txn(&request)).await?;
             }
             outcome!(self.propose(Action::Txn(request)).await?, Txn)
         };
@@ -325,6 +697,7 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse> {
+        self.require_admin().await?;
         let CompactionRequest { revision, physical } = request;
         let mut done = self.shared.compacted.subscribe();
         let mut response = outcome!(self.propose(Action::Compact(request)).await?, Compact);
@@ -338,7 +711,8 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn lease_grant(&self, mut request: LeaseGrantRequest) -> Result<LeaseGrantResponse> {
-        self.check_space()?;
+        self.require_user().await?;
+        self.check_space(quota::LEASE_BYTES).await?;
         // What the log holds must not depend on who applies it, so choices are made here.
         if request.id == 0 {
             request.id = (self.shared.pending.next_id() & i64::MAX as u64) as i64;
@@ -351,6 +725,7 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse> {
+        self.require_user().await?;
         let mut response = outcome!(self.propose(Action::LeaseRevoke(request)).await?, LeaseRevoke);
         self.complete(&mut response.header);
         Ok(response)
@@ -358,6 +733,7 @@ impl<E: Engine> Store for NodeStore<E> {
 
     async fn lease_keep_alive(&self, id: LeaseId) -> Result<LeaseKeepAliveResponse> {
         let header = self.header_at(self.shared.reader.revision());
+        self.permit_attached([id], Right::Write).await?;
         let time = self.ask_lease(Ask::KeepAlive(Lease { id })).await?;
         if time.left >= 0 {
             self.shared.metrics.leases_renewed.fetch_add(1, Ordering::Relaxed);
@@ -370,6 +746,11 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn lease_time_to_live(&self, id: LeaseId, keys: bool) -> Result<LeaseTimeToLiveResponse> {
+        self.require_user().await?;
+        let permitted = match keys {
+            true => self.permit_attached([id], Right::Read).await?,
+            false => None,
+        };
         let LeaseTime { granted, left } = self.ask_lease(Ask::TimeToLive(Lease { id })).await?;
         let header = self.header_at(self.shared.reader.revision());
         if left < 0 {
@@ -386,7 +767,12 @@ impl<E: Engine> Store for NodeStore<E> {
             self.linearize().await?;
         }
         let keys = if keys {
-            self.read(true, || self.shared.reader.attached_keys(id))?
+            let keys = self.read(true, || self.shared.reader.attached_keys(id))?;
+            // Keys may have been attached since it was seen that the client may read them all.
+            if self.permit_attached([id], Right::Read).await? != permitted {
+                return Err(Error::AuthOldRevision);
+            }
+            keys
         } else {
             Vec::new()
         };
@@ -402,18 +788,25 @@ impl<E: Engine> Store for NodeStore<E> {
     async fn lease_leases(&self) -> Result<LeaseLeasesResponse> {
         let header = self.header_at(self.shared.reader.revision());
         let leases = self.shared.lessor.lock().list();
+        self.permit_attached(leases.iter().copied(), Right::Read).await?;
         let leases = leases.into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(LeaseLeasesResponse { header, leases })
     }
 
-    fn watch(&self) -> Stream<E> {
-        self.shared.hub.stream()
+    async fn watch(&self) -> ClientWatch<E> {
+        // For the waiting alone: who the client is, is asked for each watcher.
+        let _ = self.who().await;
+        ClientWatch {
+            stream: self.shared.hub.stream(),
+            store: self.clone(),
+        }
     }
 
     async fn members(&self, linearizable: bool) -> Result<MemberList> {
         if linearizable {
             self.linearize().await?;
         }
+        self.require_user().await?;
         Ok(self.member_list(self.shared.reader.membership().members.clone()))
     }
 
@@ -441,6 +834,7 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn member_update(&self, id: MemberId, mut peer_urls: Vec<String>) -> Result<MemberList> {
+        self.require_admin().await?;
         peer_urls.sort();
         let update = MemberUpdate { id, peer_urls };
         let membership = outcome!(self.propose(Action::MemberUpdate(update)).await?, Members);
@@ -456,6 +850,7 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn move_leader(&self, to: MemberId) -> Result<()> {
+        self.require_admin().await?;
         let shared = &*self.shared;
         let mut standing = shared.standing.subscribe();
         if standing.borrow().leader != shared.member_id() {
@@ -476,6 +871,7 @@ impl<E: Engine> Store for NodeStore<E> {
 
     async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse> {
         let mut response = if request.action() == AlarmAction::Get {
+            self.require_user().await?;
             let mut alarms = self.status().alarms;
             alarms.retain(|alarm| {
                 let (member_id, kind) = match alarm {
@@ -490,16 +886,89 @@ impl<E: Engine> Store for NodeStore<E> {
                 alarms: alarms.into_iter().map(Alarm::member).collect(),
             }
         } else {
-            self.propose_alarm(request).await?
+            self.require_admin().await?;
+            let who = self.who().await?;
+            let action = Action::Alarm(request);
+            outcome!(self.propose_as(who, action, Input::Propose).await?, Alarm)
         };
         self.complete(&mut response.header);
         Ok(response)
     }
 
     async fn hash_kv(&self, revision: Revision) -> Result<HashKv> {
+        self.require_admin().await?;
+        let begun = Instant::now();
         let hashed = self.read(true, || self.shared.reader.hash_kv(revision))?;
+        self.shared.metrics.hashed_revision(begun.elapsed());
         let header = self.header_at(hashed.header.revision).unwrap_or_default();
         Ok(HashKv { header, ..hashed })
+    }
+
+    async fn hash(&self) -> Result<DatabaseHash> {
+        self.check_trust()?;
+        self.require_admin().await?;
+        let (hash, revision) = backup::hash(&self.shared, self.backup_permit()?).await?;
+        Ok(DatabaseHash {
+            header: self.header_at(revision).unwrap_or_default(),
+            hash,
+        })
+    }
+
+    async fn backup(&self) -> Result<Backup> {
+        self.check_trust()?;
+        self.require_admin().await?;
+        backup::start(&self.shared, self.backup_permit()?)
+    }
+
+    async fn defragment(&self) -> Result<()> {
+        self.require_admin().await?;
+        let compacted = self.shared.reader.compacted_physically();
+        tracing::info!("starting defragment");
+        // What compaction dropped is given back in the background in any case; this is a reminder.
+        let (start, end) = mvcc::keys::log_before(compacted);
+        let dropped = KeyRange {
+            start: &start,
+            end: Some(&end),
+        };
+        self.shared.reader.engine().compact_hint(mvcc::keys::REV, dropped);
+        tracing::info!("finished defragment");
+        Ok(())
+    }
+
+    async fn downgrade(&self, step: DowngradeStep) -> Result<Downgrade> {
+        self.require_admin().await?;
+        let target = match &step {
+            DowngradeStep::Validate(version) | DowngradeStep::Enable(version) => Some(cluster_version(version)?),
+            DowngradeStep::Cancel => None,
+        };
+        self.linearize().await?;
+        let under_way = self.shared.reader.downgrade().enabled;
+        if let Some((major, minor)) = target {
+            let (now_major, now_minor) = cluster_version(ETCD_CLUSTER_VERSION)?;
+            if major != now_major || minor + 1 != now_minor {
+                return Err(Error::InvalidDowngradeTargetVersion);
+            }
+            if under_way {
+                return Err(Error::DowngradeInProcess);
+            }
+        }
+        let info = match (&step, target) {
+            (DowngradeStep::Enable(_), Some((major, minor))) => Some(DowngradeInfo {
+                enabled: true,
+                version: format!("{major}.{minor}.0"),
+            }),
+            // etcd notes an attempt to end what was never begun, and answers as if it had ended.
+            (DowngradeStep::Cancel, _) if under_way => Some(DowngradeInfo::default()),
+            _ => None,
+        };
+        if let Some(info) = info {
+            self.propose(Action::Downgrade(info)).await?;
+        }
+        let (version, _) = ETCD_CLUSTER_VERSION.rsplit_once('.').unwrap_or_default();
+        Ok(Downgrade {
+            header: self.header(),
+            version: version.to_owned(),
+        })
     }
 
     fn status(&self) -> Status {
@@ -527,16 +996,29 @@ impl<E: Engine> Store for NodeStore<E> {
         }
         Status {
             header: self.header(),
-            db_bytes: shared.db_bytes.load(Ordering::Relaxed),
-            db_in_use_bytes: shared.db_live_bytes.load(Ordering::Relaxed),
+            db_bytes: shared.reader.data_bytes(),
+            // Nothing lies idle in it: what compaction drops is given back.
+            db_in_use_bytes: shared.reader.data_bytes(),
             db_quota_bytes: shared.db_quota_bytes.load(Ordering::Relaxed),
             leader: standing.leader,
             raft_index: shared.committed.load(Ordering::Relaxed),
             raft_applied_index: shared.reader.applied_index(),
             is_learner: standing.is_learner,
+            downgrade_target: {
+                let downgrade = shared.reader.downgrade();
+                downgrade.enabled.then(|| downgrade.version.clone())
+            },
             errors,
             alarms,
             log_stalled,
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        let standing = self.shared.standing();
+        Standing {
+            leader: standing.leader,
+            is_learner: standing.is_learner,
         }
     }
 
@@ -546,5 +1028,41 @@ impl<E: Engine> Store for NodeStore<E> {
 
     fn limits(&self) -> &Limits {
         &self.shared.config.limits
+    }
+}
+
+/// A client's watchers: each is created only if the client may read its keys then, as in etcd.
+pub struct ClientWatch<E: Engine> {
+    stream: Stream<E>,
+    store: NodeStore<E>,
+}
+
+impl<E: Engine> WatchStream for ClientWatch<E> {
+    fn create(&mut self, create: WatchCreate) -> std::result::Result<WatchCreated, WatchError> {
+        // etcd looks at this first.
+        if create.start_revision >= 0
+            && let Some(who) = self.store.who_now().map_err(WatchError::Refused)?
+        {
+            let span = Span::new(&create.key, &create.range_end);
+            let permitted = self.store.shared.reader.auth().permit_read(who.caller(), span);
+            permitted.map_err(WatchError::Refused)?;
+        }
+        self.stream.create(create)
+    }
+
+    fn cancel(&mut self, watch_id: i64) -> bool {
+        self.stream.cancel(watch_id)
+    }
+
+    fn request_progress(&mut self) {
+        self.stream.request_progress();
+    }
+
+    fn notify_progress(&mut self) {
+        self.stream.notify_progress();
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<WatchOutput> {
+        self.stream.poll_next(context)
     }
 }

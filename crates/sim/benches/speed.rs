@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use metastore_sim::run::{catch_panics, run_scenario};
 use metastore_sim::scenario::Scenario;
+use metastore_sim::trace::Detail;
 
 fn main() {
     catch_panics();
@@ -20,7 +21,7 @@ fn main() {
             changes_members: false,
             ..Scenario::draw(&mut rng)
         };
-        let report = run_scenario(seeds, scenario, false, None);
+        let report = run_scenario(seeds, scenario, Detail::Nothing, None);
         assert_eq!(report.failure, None, "seed {seeds}");
         time += report.time;
         events += report.events;

@@ -84,6 +84,10 @@ pub enum Bug {
     WatchLosesEvents,
     /// Two pieces of work of the apply thread change places.
     ApplyReordered,
+    /// The engine has no checksums: a flipped bit is not found out.
+    NoChecksums,
+    /// Refusals get lost on the way to the client.
+    RejectLost,
 }
 
 impl Bug {
@@ -129,6 +133,8 @@ impl Bug {
         Bug::CheckpointStays,
         Bug::WatchLosesEvents,
         Bug::ApplyReordered,
+        Bug::NoChecksums,
+        Bug::RejectLost,
     ];
 
     /// The bug of that name.

@@ -1,11 +1,11 @@
 //! Clients: each asks for one thing after the other, at some member, and waits for the answer.
 
-use api::RequestId;
-use api::codec::{Action, Operation, encode_operation};
+use api::codec::{Action, MemberAttributes, MemberAttributesRequest, MemberUpdate, Operation, encode_operation};
 use api::kv::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
-    RequestOp, RequestOpKind, TargetUnion, TxnRequest,
+    AlarmAction, AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
+    LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, RequestOpKind, TargetUnion, TxnRequest,
 };
+use api::{Error, RequestId};
 use bytes::Bytes;
 use fastrand::Rng;
 use mvcc::Failure;
@@ -66,6 +66,10 @@ impl World {
             .process
             .as_ref()
             .map_or(0, |process| process.standing.leader);
+        if let Request::ReadHere(range) = &request {
+            self.read_here(node, range);
+            return self.client_later(client);
+        }
         let node = match (&request, usize::try_from(leader)) {
             (Request::KeepAlive(_), Ok(leader)) if leader > 0 && self.answers(leader - 1) => leader - 1,
             _ => node,
@@ -86,6 +90,9 @@ impl World {
     }
 
     fn request(&mut self) -> Request {
+        if !self.history.model.alarms.is_empty() && self.rng_clients.u8(..10) == 0 {
+            return Request::Write(Box::new(self.about_alarms()));
+        }
         let key = self.key();
         let some_lease = self.some_lease();
         let seen = self.history.model.seen;
@@ -97,7 +104,8 @@ impl World {
             rng.u8(..100)
         };
         let action = match (what, some_lease) {
-            (0..25, _) => return Request::Read(self.range(key)),
+            (0..5, _) => return Request::ReadHere(self.range(key)),
+            (5..25, _) => return Request::Read(self.range(key)),
             (25..30, Some(lease)) => return Request::KeepAlive(lease),
             (30..33, _) => Action::LeaseGrant(LeaseGrantRequest {
                 ttl: rng.i64(1..9),
@@ -119,9 +127,58 @@ impl World {
                 ..Default::default()
             }),
             (47..65, _) => Action::Txn(self.txn(2)),
+            (95, _) => self.about_members(number),
+            (96, _) => self.about_alarms(),
+            (97, Some(id)) => Action::Put(PutRequest {
+                ignore_value: number % 2 == 0,
+                ignore_lease: number % 2 == 1,
+                ..put(rng, key, number, Some(id).filter(|_| number % 2 == 0))
+            }),
             (_, lease) => Action::Put(put(rng, key, number, lease.filter(|_| number % 3 == 0))),
         };
         Request::Write(Box::new(action))
+    }
+
+    /// What members, or operators for them, say about them: no change of Raft's configuration.
+    fn about_members(&mut self, number: i64) -> Action {
+        let rng = &mut self.rng_clients;
+        let id = rng.u64(1..=self.nodes.len() as u64 + 1);
+        if rng.bool() {
+            return Action::MemberAttributes(MemberAttributesRequest {
+                member_id: id,
+                attributes: Some(MemberAttributes {
+                    name: format!("name {number}"),
+                    client_urls: vec![format!("http://client-{number}:2379")],
+                }),
+            });
+        }
+        // Now and then one that another member has.
+        let peer_url = if rng.u8(..3) == 0 {
+            format!("http://member-{}:2380", rng.usize(1..=self.nodes.len()))
+        } else {
+            format!("http://member-{id}-{number}:2380")
+        };
+        Action::MemberUpdate(MemberUpdate {
+            id,
+            peer_urls: vec![peer_url],
+        })
+    }
+
+    /// A member says that its disk is full, and an operator that it is not.
+    fn about_alarms(&mut self) -> Action {
+        let rng = &mut self.rng_clients;
+        let is_on = !self.history.model.alarms.is_empty();
+        let action = match rng.u8(..6) {
+            0 => AlarmAction::Get,
+            1 if self.calm_since.is_none() => AlarmAction::Activate,
+            _ => AlarmAction::Deactivate,
+        };
+        let some_or_all = rng.u64(..=self.nodes.len() as u64);
+        Action::Alarm(AlarmRequest {
+            action: action as i32,
+            member_id: if is_on && rng.u8(..4) > 0 { 0 } else { some_or_all },
+            alarm: AlarmType::Nospace as i32,
+        })
     }
 
     fn some_lease(&mut self) -> Option<i64> {
@@ -216,9 +273,16 @@ impl World {
             failure,
         };
         if depth > 0 && self.rng_clients.u8(..4) == 0 {
-            // Nested in the branch that has nothing else, so that no key is written twice.
+            // In a branch that writes nothing else, so that no key is written twice; reads may go before it and after.
             let nested = RequestOpKind::Txn(self.txn(depth - 1));
-            txn.success = vec![RequestOp { request: Some(nested) }];
+            let branch = if self.rng_clients.bool() {
+                &mut txn.success
+            } else {
+                &mut txn.failure
+            };
+            branch.retain(|op| matches!(op.request, Some(RequestOpKind::Range(_))));
+            let at = self.rng_clients.usize(..=branch.len());
+            branch.insert(at, RequestOp { request: Some(nested) });
         }
         txn
     }
@@ -230,7 +294,7 @@ impl World {
             .line(self.now, || format!("{} is asked for {id}: {request:?}", node + 1));
         self.trace.mix(&[30, node as u64, id]);
         let process = self.nodes[node].process.as_mut().expect("it runs");
-        process.pending.insert(id, self.now);
+        process.pending.insert(id, process.ticks);
         match request {
             Request::Write(action) => {
                 let change = match &*action {
@@ -262,7 +326,9 @@ impl World {
             }
             Request::Read(_) => self.input(node, Input::ReadIndex(id)),
             Request::KeepAlive(lease) => self.keep_alive(node, id, lease),
-            Request::Expire(..) | Request::Checkpoint(..) => unreachable!("nobody asks for it"),
+            Request::ReadHere(_) | Request::Expire(..) | Request::Checkpoint(..) => {
+                unreachable!("nobody asks for it so")
+            }
         }
         id
     }
@@ -287,13 +353,21 @@ impl World {
             let Request::Read(range) = &self.history.op(id).request else {
                 unreachable!("only reads wait for an index")
             };
-            let result = process.machine.reader().range(range).map_err(|failure| match failure {
-                Failure::Refused(error) => error,
-                Failure::Engine(error) => violation!("read {id} fails: {error}"),
-            });
+            let result = match process.machine.reader().range(range) {
+                Ok(response) => Ok(response),
+                Err(Failure::Refused(error)) => Err(error),
+                // As the server does: whoever reads hears of it, and whoever writes stops the node.
+                Err(Failure::Engine(_)) if self.nodes[n].disk.engine.is_broken() => {
+                    self.trace.mark("read answered with a disk error");
+                    self.history.refuse(id, Error::Corrupt);
+                    self.client_done(id);
+                    return self.serve_reads(n);
+                }
+                Err(Failure::Engine(error)) => violation!("read {id} fails: {error}"),
+            };
             let count = result.as_ref().map_or(-1, |response| response.count);
             self.trace.mix(&[31, id, applied, count as u64]);
-            self.history.answer_read(id, &result, applied);
+            self.history.answer_read(id, &result, applied, self.now);
             self.trace
                 .line(self.now, || format!("{} answers read {id} at index {applied}", n + 1));
             if let Some(client) = self.clients.iter().position(|client| client.waits == Some(id)) {
@@ -303,6 +377,23 @@ impl World {
                 return self.serve_reads(n);
             }
         }
+    }
+
+    /// A client reads what a member has, however old that is.
+    fn read_here(&mut self, n: usize, range: &RangeRequest) {
+        let process = self.nodes[n].process.as_ref().expect("it runs");
+        let (applied, _) = process.machine.applied();
+        let result = match process.machine.reader().range(range) {
+            Ok(response) => Ok(response),
+            Err(Failure::Refused(error)) => Err(error),
+            Err(Failure::Engine(_)) if self.nodes[n].disk.engine.is_broken() => return,
+            Err(Failure::Engine(error)) => violation!("a serializable read at {} fails: {error}", n + 1),
+        };
+        if applied < self.history.last_index() {
+            self.trace.mark("serializable read of the past");
+        }
+        self.trace.mix(&[32, n as u64, applied]);
+        self.history.answer_serializable(range, &result, applied);
     }
 
     /// A request has ended.

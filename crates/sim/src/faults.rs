@@ -1,52 +1,180 @@
 //! What breaks, and whether everything is well again afterwards.
 
+use api::MemberId;
 use api::kv::RangeRequest;
 use bytes::Bytes;
+use mvcc::Machine;
+use mvcc::keys::{self, Position};
 use replica::{Input, Role};
 
+use crate::bugs::Bug;
+use crate::engine::SimEngine;
 use crate::history::violation;
+use crate::log::Damage;
+use crate::node::Harm;
+use crate::scenario::{Scenario, Theme};
 use crate::world::{Event, World};
-use crate::{MS, SECOND};
+use crate::{MS, Micros, SECOND};
+
+/// What may break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    Crash,
+    CrashAll,
+    CrashLeader,
+    Partition,
+    Pause,
+    /// A leader is paused, and cut off when it goes on.
+    PauseLeader,
+    StallLog,
+    StallApply,
+    /// A member applies nothing for a while, and misses what is committed meanwhile.
+    FallBehind,
+    Transfer,
+    /// A leader hands over and is cut off before it can hear of the new one.
+    TransferAndCutOff,
+    Stop,
+    ClockJumps,
+    Quarantine,
+    WritesFail,
+    ReadFails,
+    /// A bit flips, or an old block comes back.
+    Damage,
+    Wipe,
+}
+
+impl Fault {
+    /// How often, compared with the others.
+    fn weights(scenario: &Scenario) -> Vec<(Fault, u32)> {
+        let theme = scenario.theme;
+        let is = |of: Theme, much: u32, else_: u32| if theme == of { much } else { else_ };
+        let disk = |weight: u32| if scenario.disks_fail { weight } else { 0 };
+        let loss = |weight: u32| if scenario.changes_members { disk(weight) } else { 0 };
+        vec![
+            (Fault::Crash, is(Theme::Small, 45, 28)),
+            (Fault::CrashAll, 3),
+            (Fault::CrashLeader, is(Theme::Elections, 14, 7)),
+            (Fault::Partition, is(Theme::Snapshots, 34, 24)),
+            (Fault::Pause, 8),
+            (Fault::PauseLeader, is(Theme::Leases, 25, 4)),
+            (Fault::StallLog, is(Theme::Elections, 16, 9)),
+            (Fault::StallApply, is(Theme::Snapshots, 9, 4)),
+            (Fault::FallBehind, is(Theme::Snapshots, 25, 2)),
+            (Fault::Transfer, is(Theme::Elections, 12, 5)),
+            (Fault::TransferAndCutOff, is(Theme::Leases, 12, 3)),
+            (Fault::Stop, 3),
+            (Fault::ClockJumps, if scenario.jumps { 6 } else { 0 }),
+            (Fault::Quarantine, 2),
+            (Fault::WritesFail, disk(3)),
+            (Fault::ReadFails, disk(4)),
+            (Fault::Damage, loss(3)),
+            (Fault::Wipe, loss(2)),
+        ]
+    }
+}
 
 impl World {
-    /// Breaks something.
+    /// Breaks the next thing, unless it is left out.
     pub(crate) fn fault(&mut self) {
         if self.calm_since.is_some() {
             return;
         }
+        // Each has chance of its own, so that leaving one out does not make another of the next.
+        let own = self.rng_faults.fork();
+        let number = self.next_fault;
+        self.next_fault += 1;
+        if !self.scenario.faults_left_out.contains(&number) {
+            let others = std::mem::replace(&mut self.rng_faults, own);
+            self.break_something(number);
+            self.rng_faults = others;
+        }
+        let next = self.rng_faults.u64(self.scenario.fault_every.clone());
+        self.at(self.now + next, Event::Fault);
+    }
+
+    fn break_something(&mut self, number: u64) {
+        let weights = Fault::weights(&self.scenario);
+        let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
+        let mut at = self.rng_faults.u32(..total);
+        let drawn = weights.into_iter().find(|(_, weight)| match at.checked_sub(*weight) {
+            Some(rest) => {
+                at = rest;
+                false
+            }
+            None => true,
+        });
+        let (fault, _) = drawn.expect("it is below the total");
+        self.faults += 1;
         let count = self.nodes.len();
         let n = self.rng_faults.usize(..count);
+        let leader = (0..count).find(|&n| self.leads(n));
         let id = self.nodes[n].id;
         let now = self.now;
-        match self.rng_faults.u8(..100) {
-            0..30 => {
-                self.crash(n);
+        self.trace.line(now, || format!("fault {number}: {fault:?}"));
+        match fault {
+            Fault::Crash => {
                 let down = [10 * MS, 500 * MS, 5 * SECOND][self.rng_faults.usize(..3)];
-                let down = self.rng_faults.u64(MS..=down);
-                self.at(now + down, Event::Start(n));
+                self.crash_for(n, down);
             }
-            30..33 => {
+            Fault::CrashAll => {
                 self.trace.mark("all crash at once");
-                for n in 0..count {
-                    self.crash(n);
-                    let down = self.rng_faults.u64(MS..SECOND);
-                    self.at(now + down, Event::Start(n));
+                (0..count).for_each(|n| self.crash_for(n, SECOND));
+            }
+            Fault::CrashLeader => {
+                if let Some(leader) = leader {
+                    self.crash_for(leader, 3 * SECOND);
                 }
             }
-            33..60 => self.partition(n),
-            60..70 => {
+            Fault::Partition => self.partition(n),
+            Fault::Pause => {
                 let time = self.rng_faults.u64(50 * MS..4 * SECOND);
                 self.trace.line(now, || format!("pause {id} for {time} us"));
                 self.nodes[n].paused_until = now + time;
             }
-            70..80 => {
+            Fault::PauseLeader => {
+                if let Some(leader) = leader {
+                    let time = self.rng_faults.u64(SECOND..5 * SECOND);
+                    self.trace.line(now, || {
+                        format!("pause {} for {time} us, and cut it off then", leader + 1)
+                    });
+                    self.trace.mark("leader paused");
+                    self.nodes[leader].paused_until = now + time;
+                    self.at(now + time - MS, Event::CutOff(leader));
+                }
+            }
+            Fault::StallLog => {
                 let time = self.rng_faults.u64(50 * MS..4 * SECOND);
                 self.trace.line(now, || format!("stall the disk of {id} for {time} us"));
                 self.nodes[n].stalled_until = now + time;
             }
-            // A leader hands over and is cut off before it can hear of the new one.
-            80..83 => {
-                if let Some(leader) = (0..count).find(|&n| self.leads(n)) {
+            Fault::StallApply => {
+                let time = self.rng_faults.u64(50 * MS..8 * SECOND);
+                self.trace
+                    .line(now, || format!("stall the apply thread of {id} for {time} us"));
+                self.nodes[n].apply_stalled_until = now + time;
+            }
+            Fault::FallBehind => {
+                let time = self.rng_faults.u64(3 * SECOND..8 * SECOND);
+                let cut = self.rng_faults.u64(50 * MS..SECOND);
+                self.trace.line(now, || {
+                    format!("{id} applies nothing for {time} us, and is cut off after {cut} us")
+                });
+                self.nodes[n].apply_stalled_until = now + time;
+                self.at(now + cut, Event::CutOff(n));
+            }
+            Fault::Transfer => {
+                let to = if self.rng_faults.bool() {
+                    0
+                } else {
+                    self.rng_faults.u64(1..=count as u64)
+                };
+                let from = leader.filter(|_| self.rng_faults.u8(..4) > 0).unwrap_or(n);
+                self.trace
+                    .line(now, || format!("tell {} to hand leadership to {to}", from + 1));
+                self.input(from, Input::Transfer(to));
+            }
+            Fault::TransferAndCutOff => {
+                if let Some(leader) = leader {
                     self.trace
                         .line(now, || format!("tell {} to hand over, and cut it off", leader + 1));
                     self.input(leader, Input::Transfer(0));
@@ -54,42 +182,95 @@ impl World {
                     self.at(at, Event::CutOff(leader));
                 }
             }
-            83..86 => {
-                let time = self.rng_faults.u64(50 * MS..8 * SECOND);
+            Fault::Stop => {
+                self.trace.line(now, || format!("stop {id}"));
+                self.input(n, Input::Transfer(0));
+                if let Some(process) = &self.nodes[n].process {
+                    let life = process.life;
+                    let at = now + self.rng_faults.u64(MS..SECOND);
+                    self.at(at, Event::Stop(n, life));
+                }
+            }
+            Fault::ClockJumps => {
+                let by_ms = self.rng_faults.u64(1..20_000);
+                self.trace.mark("clock jumped");
                 self.trace
-                    .line(now, || format!("stall the apply thread of {id} for {time} us"));
-                self.nodes[n].apply_stalled_until = now + time;
+                    .line(now, || format!("the clock of {id} jumps ahead by {by_ms} ms"));
+                self.nodes[n].jumps.push((now, by_ms));
+                self.input(n, Input::Tick);
             }
-            86..90 => {
-                let to = if self.rng_faults.bool() {
-                    0
-                } else {
-                    self.rng_faults.u64(1..=count as u64)
-                };
-                self.trace.line(now, || format!("tell {id} to hand leadership to {to}"));
-                self.input(n, Input::Transfer(to));
+            Fault::Quarantine => {
+                self.trace.mark("member in quarantine");
+                self.quarantine(n, true);
+                let at = now + self.rng_faults.u64(SECOND..8 * SECOND);
+                self.at(at, Event::Trust(n));
             }
-            90..93 if self.scenario.disks_fail => {
+            Fault::WritesFail => {
                 self.trace.mark("disk error");
-                self.trace.line(now, || format!("the disk of {id} fails"));
+                self.trace.line(now, || format!("the disk of {id} takes no writes"));
                 if self.rng_faults.bool() {
                     self.nodes[n].disk.log.break_down();
                 } else {
                     self.nodes[n].disk.engine.break_down();
                 }
             }
-            93 if self.scenario.disks_fail && self.scenario.changes_members => self.wipe(n),
-            _ => {
-                let leader = (0..count).find(|&n| self.leads(n));
-                if let Some(leader) = leader {
-                    self.crash(leader);
-                    let down = self.rng_faults.u64(MS..3 * SECOND);
-                    self.at(now + down, Event::Start(leader));
+            Fault::ReadFails => {
+                self.trace.mark("read error");
+                let reads = self.rng_faults.u32(1..50);
+                self.trace.line(now, || {
+                    format!("a read of the disk of {id} fails, {reads} reads from now")
+                });
+                if self.rng_faults.u8(..3) == 0 {
+                    self.nodes[n].disk.log.fail_a_read(reads / 10);
+                } else {
+                    self.nodes[n].disk.engine.fail_a_read(reads);
                 }
             }
+            Fault::Damage => self.damage(n),
+            Fault::Wipe => self.wipe(n),
         }
-        let next = self.rng_faults.u64(self.scenario.fault_every.clone());
-        self.at(now + next, Event::Fault);
+    }
+
+    fn crash_for(&mut self, n: usize, most: Micros) {
+        self.crash(n);
+        let down = self.rng_faults.u64(MS..=most);
+        self.at(self.now + down, Event::Start(n));
+    }
+
+    /// A disk does harm to what it holds. It counts as lost from then on, as far as anybody may rely on it, so only one
+    /// whose loss the cluster can bear is chosen, and its member is to be replaced.
+    fn damage(&mut self, n: usize) {
+        if !self.can_be_lost(n) {
+            return;
+        }
+        let id = self.nodes[n].id;
+        let now = self.now;
+        self.trace.mark("disk damaged");
+        self.wiped = Some(id);
+        self.nodes[n].was_harmed = true;
+        match self.rng_faults.u8(..4) {
+            0 => {
+                let chance = self.rng_faults.f64();
+                self.trace.line(now, || format!("a bit flips in the engine of {id}"));
+                if self.bug == Some(Bug::NoChecksums) {
+                    return self.nodes[n].disk.engine.flip_a_bit_unnoticed(chance);
+                }
+                self.nodes[n].disk.engine.flip_a_bit(chance);
+            }
+            1 => {
+                self.trace
+                    .line(now, || format!("{id} crashes, and its engine comes back as it was"));
+                self.nodes[n].harm = Some(Harm::OldEngine);
+                self.crash_for(n, SECOND);
+            }
+            what => {
+                let damage = [Damage::Flip, Damage::OldBlock][usize::from(what == 3)];
+                self.trace
+                    .line(now, || format!("{id} crashes, and its log has a {damage:?}"));
+                self.nodes[n].harm = Some(Harm::Log(damage));
+                self.crash_for(n, SECOND);
+            }
+        }
     }
 
     pub(crate) fn leads(&self, n: usize) -> bool {
@@ -102,7 +283,7 @@ impl World {
         let count = self.nodes.len();
         let now = self.now;
         self.network.heal();
-        match self.rng_faults.u8(..6) {
+        match self.rng_faults.u8(..7) {
             // One member, or the leader, alone.
             0 | 1 => {
                 let leader = (0..count).find(|&n| self.leads(n)).filter(|_| self.rng_faults.bool());
@@ -115,6 +296,17 @@ impl World {
                 self.trace.line(now, || format!("cut in two: {sides:?}"));
                 for a in 0..count {
                     for b in (0..count).filter(|&b| sides[a] != sides[b]) {
+                        self.network.cut(a, b);
+                    }
+                }
+            }
+            // Two halves that one member belongs to both of.
+            6 => {
+                let sides: Vec<bool> = (0..count).map(|_| self.rng_faults.bool()).collect();
+                self.trace
+                    .line(now, || format!("cut in two, but for {}: {sides:?}", n + 1));
+                for a in (0..count).filter(|&a| a != n) {
+                    for b in (0..count).filter(|&b| b != n && sides[a] != sides[b]) {
                         self.network.cut(a, b);
                     }
                 }
@@ -183,9 +375,18 @@ impl World {
         self.calm_since = Some(self.now);
         self.network.calm_down();
         for n in 0..self.nodes.len() {
+            if std::mem::take(&mut self.nodes[n].is_quarantined) {
+                self.quarantine(n, false);
+            }
             self.nodes[n].paused_until = 0;
             self.nodes[n].stalled_until = 0;
             self.nodes[n].apply_stalled_until = 0;
+            self.nodes[n].disk.log.mend_reads();
+            self.nodes[n].disk.engine.mend_reads();
+            // The machine may still use the engine that a snapshot is about to replace.
+            if let Some(process) = &self.nodes[n].process {
+                process.machine.reader().engine().mend_reads();
+            }
             if self.nodes[n].disk.log.is_broken() || self.nodes[n].disk.engine.is_broken() {
                 self.crash(n);
             }
@@ -200,6 +401,9 @@ impl World {
     pub(crate) fn inspect(&mut self) {
         let since = self.calm_since.expect("inspections begin after the last fault");
         let wrong = self.wrong();
+        if let Some(overdue) = self.lease_overdue() {
+            violation!("{overdue}");
+        }
         if let Some(wrong) = wrong {
             if self.now > since + self.scenario.settle {
                 violation!("{} s after the last fault, {wrong}", (self.now - since) / SECOND);
@@ -207,6 +411,9 @@ impl World {
             return self.at(self.now + 500 * MS, Event::Inspect);
         }
         self.compare_contents();
+        if let Err(wrong) = self.history.seen_by_clients.check() {
+            violation!("{wrong}");
+        }
         if std::mem::replace(&mut self.restarted, true) {
             return self.finish();
         }
@@ -224,14 +431,24 @@ impl World {
         self.at(self.now + 2 * SECOND, Event::Inspect);
     }
 
-    /// All members hold the same, which is what the model holds.
+    /// All members hold the same, which is what the model holds, now and at revisions before.
     fn compare_contents(&self) {
         let everything = RangeRequest {
             key: Bytes::from_static(&[0]),
             range_end: Bytes::from_static(&[0]),
             ..Default::default()
         };
-        let expected = self.history.model.range(&everything, self.history.model.seen);
+        let seen = self.history.model.seen;
+        let expected = self.history.model.range(&everything, seen);
+        let first = seen.compacted.max(1);
+        let step = ((seen.revision - first) / 5).max(1) as usize;
+        let of_past = (first..=seen.revision).step_by(step).map(|revision| RangeRequest {
+            revision,
+            ..everything.clone()
+        });
+        let of_past: Vec<_> = of_past
+            .map(|range| (self.history.model.range(&range, seen), range))
+            .collect();
         for node in (0..self.nodes.len())
             .filter(|&n| self.belongs(n))
             .map(|n| &self.nodes[n])
@@ -240,9 +457,22 @@ impl World {
             if **machine.membership() != self.history.model.members {
                 violation!("member {} knows other members than the model", node.id);
             }
+            self.check_leftovers(node.id, machine);
             match machine.reader().range(&everything) {
                 Ok(found) if Ok(&found) == expected.as_ref() => {}
+                // Damage that nothing had read until now, on a disk that was to be replaced.
+                Err(_) if node.disk.engine.is_damaged() => {}
                 found => violation!("member {} holds {found:?}, the model {expected:?}", node.id),
+            }
+            for (expected, range) in of_past.iter().filter(|_| !node.disk.engine.is_damaged()) {
+                match machine.reader().range(range) {
+                    Ok(found) if Ok(&found) == expected.as_ref() => {}
+                    found => violation!(
+                        "member {} held {found:?} at {}, the model {expected:?}",
+                        node.id,
+                        range.revision
+                    ),
+                }
             }
         }
         let leader = (0..self.nodes.len()).find(|&n| self.belongs(n) && self.leads(n));
@@ -255,6 +485,33 @@ impl World {
         let known: Vec<_> = members.map(|member| (member.id, member.is_learner)).collect();
         if followed != known {
             violation!("the leader's Raft knows {followed:?}, the state machine {known:?}");
+        }
+    }
+
+    /// What a member's engine still holds when all is quiet: nothing of what was compacted, or of leases that ended.
+    fn check_leftovers(&self, id: MemberId, machine: &Machine<SimEngine>) {
+        let image = machine.reader().engine().image();
+        let compacted = self.history.model.seen.compacted;
+        let bounds = [0, compacted.max(0)].map(|main| Bytes::copy_from_slice(&keys::log_key(Position::start_of(main))));
+        let [from, to] = bounds;
+        if let Some((key, _)) = image[keys::REV.0].range(from..to).next() {
+            let at = keys::position_of(key);
+            violation!("member {id} still has the log entry {at:?}, though {compacted} is compacted");
+        }
+        if let Some((key, _)) = image[keys::LEASE.0].first_key_value() {
+            violation!("member {id} still has {key:?} of a lease, though all are gone");
+        }
+        let live = self.history.model.live_keys() as u64;
+        if machine.reader().keys() != live {
+            violation!("member {id} counts {} keys, the model {live}", machine.reader().keys());
+        }
+        let newest = image[keys::CUR.0].iter();
+        let buried = newest.filter(|(_, record)| {
+            let record = keys::RecordRef::decode(record).expect("it was encoded");
+            record.tombstone && record.at.main <= compacted
+        });
+        if let Some((key, _)) = buried.into_iter().next() {
+            violation!("member {id} still has the tombstone of {key:?}, though {compacted} is compacted");
         }
     }
 
@@ -295,6 +552,13 @@ impl World {
             let waiting: Vec<_> = process.pending.keys().chain(process.reads_ready.keys()).collect();
             if !waiting.is_empty() {
                 return Some(format!("requests {waiting:?} wait at member {id}"));
+            }
+            let compacted = process.machine.reader().compacted_physically();
+            if compacted != self.history.model.seen.compacted {
+                return Some(format!(
+                    "member {id} has only dropped what is before {compacted}, though {} is compacted",
+                    self.history.model.seen.compacted
+                ));
             }
             if process.standing.leader == 0 {
                 return Some(format!("member {id} knows no leader"));

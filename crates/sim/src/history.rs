@@ -15,6 +15,7 @@ use mvcc::{Committed, Outcome};
 
 use crate::Micros;
 use crate::model::{Model, Seen};
+use crate::visible::Visible;
 
 /// Stops the run: something is wrong with the cluster.
 macro_rules! violation {
@@ -29,6 +30,8 @@ pub enum Request {
     Write(Box<Action>),
     /// A linearizable read.
     Read(RangeRequest),
+    /// A serializable read.
+    ReadHere(RangeRequest),
     /// The end of a lease whose time is over, as a leader sees it in a term.
     Expire(i64, u64),
     /// More time for a lease.
@@ -46,7 +49,7 @@ impl Request {
             // Before more time counts, what the log says is left is taken back.
             Request::KeepAlive(id) => Some(checkpoint(*id, 0)),
             Request::Checkpoint(id, left, _) => Some(checkpoint(*id, *left)),
-            Request::Read(_) => None,
+            Request::Read(_) | Request::ReadHere(_) => None,
         }
     }
 }
@@ -115,6 +118,8 @@ pub struct History {
     acknowledged_revision: Revision,
     /// Operations answered.
     pub answered: u64,
+    /// What clients saw, and when.
+    pub seen_by_clients: Visible,
 }
 
 impl History {
@@ -123,7 +128,7 @@ impl History {
         let floor_index = match request {
             // What is proposed after an index was committed anywhere comes after it, acknowledged or not.
             Request::Write(_) | Request::Expire(..) | Request::Checkpoint(..) => self.last_index(),
-            Request::Read(_) | Request::KeepAlive(_) => self.acknowledged_index,
+            Request::Read(_) | Request::ReadHere(_) | Request::KeepAlive(_) => self.acknowledged_index,
         };
         self.ops.push(Op {
             request,
@@ -294,7 +299,11 @@ impl History {
     }
 
     /// A client is told the result of its operation.
-    pub fn answer_write(&mut self, id: RequestId, result: &Result<Outcome, Error>) {
+    pub fn answer_write(&mut self, id: RequestId, result: &Result<Outcome, Error>, now: Micros) {
+        let asked = &self.ops[id as usize - 1];
+        if let (Request::Write(action), Ok(outcome)) = (&asked.request, result) {
+            self.seen_by_clients.wrote(id, (asked.invoked, now), action, outcome);
+        }
         let op = self.op_mut(id);
         let Some((index, _)) = op.committed else {
             violation!("operation {id} is acknowledged and not in the log")
@@ -308,7 +317,13 @@ impl History {
     }
 
     /// A client is told what it read.
-    pub fn answer_read(&mut self, id: RequestId, result: &Result<RangeResponse, Error>, applied: RaftIndex) {
+    pub fn answer_read(
+        &mut self,
+        id: RequestId,
+        result: &Result<RangeResponse, Error>,
+        applied: RaftIndex,
+        now: Micros,
+    ) {
         let seen = self.seen(applied);
         let op = self.op_mut(id);
         assert_eq!(op.end, End::Waiting, "read {id} ends once");
@@ -321,15 +336,37 @@ impl History {
                 op.floor_index
             );
         }
-        let Request::Read(range) = &self.op(id).request else {
+        let Request::Read(range) = self.op(id).request.clone() else {
             violation!("request {id} is answered like a read");
         };
+        let range = &range;
         let known = self.model.range(range, seen);
         if known != *result {
             violation!("read {id} of {range:?} at index {applied} finds {result:?}, the model {known:?}");
         }
+        if let Ok(response) = result {
+            let asked = self.op(id).invoked;
+            self.seen_by_clients.read(id, Some((asked, now)), range, response);
+        }
         self.answered += 1;
         self.acknowledged_revision = self.acknowledged_revision.max(seen.revision);
+    }
+
+    /// A client is told what a member had, whether or not that is the newest.
+    pub fn answer_serializable(
+        &mut self,
+        range: &RangeRequest,
+        result: &Result<RangeResponse, Error>,
+        applied: RaftIndex,
+    ) {
+        let known = self.model.range(range, self.seen(applied));
+        if known != *result {
+            violation!("a read of {range:?} at index {applied} finds {result:?}, the model {known:?}");
+        }
+        if let Ok(response) = result {
+            self.seen_by_clients.read(0, None, range, response);
+        }
+        self.answered += 1;
     }
 
     /// A client is told that its request was refused.
@@ -384,7 +421,9 @@ pub fn revision_of(outcome: &Outcome) -> Revision {
         Outcome::LeaseGrant(response) => &response.header,
         Outcome::LeaseRevoke(response) => &response.header,
         Outcome::Alarm(response) => &response.header,
-        Outcome::LeaseCheckpoint | Outcome::Members(_) => return 0,
+        Outcome::Authenticate(response) => &response.header,
+        Outcome::Auth(answer) => return answer.header().map_or(0, |header| header.revision),
+        Outcome::LeaseCheckpoint | Outcome::Members(_) | Outcome::Downgrade => return 0,
     };
     header.as_ref().map_or(0, |header| header.revision)
 }

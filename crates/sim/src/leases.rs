@@ -9,10 +9,15 @@ use crate::history::{Request, violation};
 use crate::world::{Event, World};
 use crate::{MS, Micros, SECOND};
 
+/// How long the end of a lease may take beyond its time: until someone looks, and the log has it.
+const LEASE_SLACK: Micros = 10 * SECOND;
+
 /// What was promised about a lease.
 pub struct Promise {
     /// How long it lives without a keep-alive.
     pub ttl: Micros,
+    /// When whoever has it asked for that time.
+    pub since: Micros,
     /// It is not ended by itself before that.
     pub until: Micros,
 }
@@ -37,7 +42,8 @@ impl World {
                     Action::LeaseGrant(grant) => {
                         let ttl = grant.ttl as u64 * SECOND;
                         let until = op.invoked + self.shortest(ttl);
-                        self.leases.insert(grant.id, Promise { ttl, until });
+                        let since = op.invoked;
+                        self.leases.insert(grant.id, Promise { ttl, since, until });
                     }
                     Action::LeaseRevoke(revoke) => drop(self.leases.remove(&revoke.id)),
                     _ => {}
@@ -47,8 +53,9 @@ impl World {
                         violation!("lease {lease} is ended in another term than the leader of {term} wanted");
                     }
                     let promise = self.leases.remove(&lease).expect("it was there");
-                    // Members count in whole milliseconds.
-                    if self.now + 2 * MS < promise.until {
+                    // Members count in whole milliseconds, and believe their clocks.
+                    let jumped = self.nodes[op.node].jumped_ms_since(promise.since) * MS;
+                    if self.now + 2 * MS + jumped < promise.until {
                         violation!(
                             "lease {lease} is ended {} ms too early",
                             (promise.until - self.now) / MS
@@ -58,10 +65,28 @@ impl World {
                     if self.now < self.leader_since + promise.ttl + 3 * SECOND {
                         self.trace.mark("lease ended soon after a leader change");
                     }
+                    if self
+                        .handed_over_at
+                        .is_some_and(|at| self.now < at + promise.ttl + 3 * SECOND)
+                    {
+                        self.trace.mark("lease ended at a hand-over");
+                    }
                 }
                 _ => {}
             }
         }
+    }
+
+    /// A lease that lives on long after its time, though a leader was there to end it.
+    pub(crate) fn lease_overdue(&self) -> Option<String> {
+        // Until then clients may have kept it alive without knowing whether they did.
+        let clients_left = self.calm_since? + 11 * SECOND;
+        self.leases.iter().find_map(|(id, promise)| {
+            let slowest = 1.0 - self.scenario.skew;
+            let since = promise.since.max(self.leader_since).max(clients_left);
+            let due = since + ((promise.ttl + SECOND) as f64 / slowest) as Micros + LEASE_SLACK;
+            (self.now > due).then(|| format!("lease {id} of {} s is alive still", promise.ttl / SECOND))
+        })
     }
 
     /// A member looks for leases whose time is over.
@@ -162,6 +187,7 @@ impl World {
             let until = invoked + self.shortest(ttl);
             if let Some(promise) = self.leases.get_mut(&lease) {
                 promise.until = promise.until.max(until);
+                promise.since = promise.since.max(invoked);
             }
         }
         self.client_done(id);

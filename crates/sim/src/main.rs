@@ -8,26 +8,37 @@ use std::time::{Duration, Instant};
 
 use metastore_sim::bugs::Bug;
 use metastore_sim::run::{self, Report};
-use metastore_sim::trace::MARKS;
+use metastore_sim::scenario::Scenario;
+use metastore_sim::shorten::shorten;
+use metastore_sim::trace::{Detail, MARKS};
 
 const USAGE: &str = "usage: metastore-sim [options]
-  --seed S       run one seed and print its timeline
+  --seed S       run one seed; if it fails, look for a shorter way to the failure and print its timeline
+  --as-is        with --seed: print the timeline as it is
+  --all          with --seed: heartbeats as well
   --lines N      how many of its last lines to print (default 400)
   --from S       the first seed (default 1)
-  --seeds N      how many seeds (default 1000)
-  --seconds T    stop after so many seconds
+  --seeds N      how many seeds (default: no end)
+  --time T       stop after so long: 90s, 10m, 2h
+  --sizes A,B    only clusters that begin with so many members
   --jobs J       how many seeds at once (default: one a core)
   --keep-going   do not stop at the first finding
   --bug NAME     plant a deliberate bug
-  --mutants      plant one deliberate bug after the other; each must be found within --seeds seeds
+  --mutants      plant one deliberate bug after the other; each must be found within --seeds seeds (default 2000)
   --bugs         list the deliberate bugs";
+
+/// Seeds within which every deliberate bug must be found.
+const MUTANT_SEEDS: u64 = 2000;
 
 #[derive(Clone)]
 struct Arguments {
     seed: Option<u64>,
+    as_is: bool,
+    detail: Detail,
     from: u64,
-    seeds: u64,
-    seconds: u64,
+    seeds: Option<u64>,
+    time: Duration,
+    sizes: Vec<usize>,
     jobs: usize,
     keep_going: bool,
     lines: usize,
@@ -35,12 +46,27 @@ struct Arguments {
     mutants: bool,
 }
 
+/// "90s", "10m" or "2h"; seconds if there is no unit.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(['s', 'm', 'h']);
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    Some(Duration::from_secs(digits.parse::<u64>().ok()?.checked_mul(unit)?))
+}
+
 fn arguments() -> Result<Arguments, String> {
     let mut arguments = Arguments {
         seed: None,
+        as_is: false,
+        detail: Detail::Story,
         from: 1,
-        seeds: 1000,
-        seconds: u64::MAX,
+        seeds: None,
+        time: Duration::MAX,
+        sizes: Vec::new(),
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
         keep_going: false,
         lines: 400,
@@ -55,9 +81,23 @@ fn arguments() -> Result<Arguments, String> {
         };
         match name.as_str() {
             "--seed" => arguments.seed = Some(number(value()?)?),
+            "--as-is" => arguments.as_is = true,
+            "--all" => arguments.detail = Detail::Everything,
             "--from" => arguments.from = number(value()?)?,
-            "--seeds" => arguments.seeds = number(value()?)?,
-            "--seconds" => arguments.seconds = number(value()?)?,
+            "--seeds" => arguments.seeds = Some(number(value()?)?),
+            "--time" => {
+                let text = value()?;
+                arguments.time =
+                    duration(&text).ok_or_else(|| format!("{name} needs a time such as 10m, not {text}"))?;
+            }
+            "--sizes" => {
+                let sizes = value()?;
+                let sizes = sizes.split(',').map(|size| number(size.to_owned()));
+                arguments.sizes = sizes.map(|size| Ok(size? as usize)).collect::<Result<_, String>>()?;
+                if !arguments.sizes.iter().all(|size| (1..=7).contains(size)) {
+                    return Err("clusters begin with 1 to 7 members".to_owned());
+                }
+            }
             "--jobs" => arguments.jobs = number(value()?)?.max(1) as usize,
             "--lines" => arguments.lines = number(value()?)? as usize,
             "--keep-going" => arguments.keep_going = true,
@@ -85,15 +125,53 @@ fn describe(report: &Report) -> String {
     let Report { seed, hash, .. } = report;
     let end = report.failure.as_deref().unwrap_or("ok");
     format!(
-        "seed {seed}: {end}; hash {hash:016x}, {:.1} s, {} events, {}/{} answered, {} terms, settled in {:.1} s",
+        "seed {seed}: {end}; hash {hash:016x}, {} first members, {:.1} s, {} events, {} faults, {}/{} answered, {} terms, settled in {:.1} s",
+        report.members,
         report.time as f64 / 1e6,
         report.events,
+        report.faults.0,
         report.answered.0,
         report.answered.1,
         report.terms,
         report.settled as f64 / 1e6
     )
 }
+
+/// Runs one seed and tells its story.
+fn tell(seed: u64, arguments: &Arguments) -> bool {
+    let mut scenario = Scenario::draw(&mut fastrand::Rng::with_seed(seed));
+    let shorter = (!arguments.as_is)
+        .then(|| shorten(seed, &scenario, arguments.bug, SHORTEN_TIME))
+        .flatten();
+    let mut told = Vec::new();
+    if let Some(shorter) = shorter {
+        let whole = run::run(seed, Detail::Nothing, arguments.bug);
+        told.push(format!("as it is: {}", describe(&whole)));
+        told.push(format!(
+            "shortened in {} tries to {} events and {} faults; without: {}",
+            shorter.tries,
+            shorter.report.events,
+            shorter.report.faults.0,
+            shorter.without.join(", ")
+        ));
+        scenario = shorter.scenario;
+    }
+    let report = run::run_scenario(seed, scenario, arguments.detail, arguments.bug);
+    let skip = report.lines.len().saturating_sub(arguments.lines);
+    if skip > 0 {
+        say(&format!("({skip} lines before these: --lines)"));
+    }
+    report.lines[skip..].iter().for_each(|line| say(line));
+    for (mark, times) in &report.marks {
+        say(&format!("  {mark}: {times} times"));
+    }
+    told.iter().for_each(|line| say(line));
+    say(&describe(&report));
+    report.failure.is_none()
+}
+
+/// How long a shorter way to a failure is looked for.
+const SHORTEN_TIME: Duration = Duration::from_secs(60);
 
 fn main() -> std::process::ExitCode {
     let arguments = match arguments() {
@@ -105,18 +183,15 @@ fn main() -> std::process::ExitCode {
     };
     run::catch_panics();
     if let Some(seed) = arguments.seed {
-        let report = run::run(seed, true, arguments.bug);
-        let skip = report.lines.len().saturating_sub(arguments.lines);
-        for line in &report.lines[skip..] {
-            say(line);
-        }
-        say(&describe(&report));
-        return u8::from(report.failure.is_some()).into();
+        return u8::from(!tell(seed, &arguments)).into();
     }
     if arguments.mutants {
         return u8::from(!mutants(&arguments)).into();
     }
     let totals = run_many(&arguments, true);
+    for (members, seeds) in &totals.by_members {
+        say(&format!("  {members} first members: {seeds} seeds"));
+    }
     for (mark, (seeds, times)) in &totals.marks {
         say(&format!("  {mark}: {times} times in {seeds} seeds"));
     }
@@ -125,22 +200,34 @@ fn main() -> std::process::ExitCode {
     u8::from(totals.findings > 0).into()
 }
 
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_secs(10);
+
 /// Runs seeds on all cores until the seeds or the time are over, or something is found.
 fn run_many(arguments: &Arguments, talk: bool) -> Totals {
     let begun = Instant::now();
-    let (next, stop) = (AtomicU64::new(arguments.from), AtomicBool::new(false));
-    let end = arguments.from.saturating_add(arguments.seeds);
-    let totals = Mutex::new(Totals::default());
+    let (next, started, stop) = (
+        AtomicU64::new(arguments.from),
+        AtomicU64::new(0),
+        AtomicBool::new(false),
+    );
+    let wanted = arguments.seeds.unwrap_or(u64::MAX);
+    let totals = Mutex::new((Totals::default(), begun));
     std::thread::scope(|scope| {
         for _ in 0..arguments.jobs {
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(arguments.seconds) {
+                while !stop.load(Ordering::Relaxed) && begun.elapsed() < arguments.time {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end {
+                    let scenario = Scenario::draw(&mut fastrand::Rng::with_seed(seed));
+                    let members = scenario.voters + scenario.learners;
+                    if !arguments.sizes.is_empty() && !arguments.sizes.contains(&members) {
+                        continue;
+                    }
+                    if started.fetch_add(1, Ordering::Relaxed) >= wanted {
                         break;
                     }
-                    let report = run::run(seed, false, arguments.bug);
-                    let mut totals = totals.lock().expect("nobody panics here");
+                    let report = run::run_scenario(seed, scenario, Detail::Nothing, arguments.bug);
+                    let (totals, told) = &mut *totals.lock().expect("nobody panics here");
                     totals.add(&report);
                     if report.failure.is_some() {
                         if talk {
@@ -150,14 +237,15 @@ fn run_many(arguments: &Arguments, talk: bool) -> Totals {
                             stop.store(true, Ordering::Relaxed);
                         }
                     }
-                    if talk && totals.seeds.is_multiple_of(500) {
+                    if talk && told.elapsed() >= PROGRESS {
+                        *told = Instant::now();
                         say(&totals.describe(begun.elapsed()));
                     }
                 }
             });
         }
     });
-    let totals = totals.into_inner().expect("nobody panics here");
+    let (totals, _) = totals.into_inner().expect("nobody panics here");
     if talk {
         say(&totals.describe(begun.elapsed()));
     }
@@ -174,6 +262,7 @@ fn mutants(arguments: &Arguments) -> bool {
             &Arguments {
                 bug: Some(bug),
                 keep_going: false,
+                seeds: Some(arguments.seeds.unwrap_or(MUTANT_SEEDS)),
                 ..arguments.clone()
             },
             false,
@@ -183,8 +272,8 @@ fn mutants(arguments: &Arguments) -> bool {
             Some((seed, failure)) => {
                 let failure: String = failure.chars().take(150).collect();
                 say(&format!(
-                    "{bug:?}: found in seed {seed} after {} seeds, {took:.1} s: {failure}",
-                    totals.seeds
+                    "{bug:?}: found after {} seeds, in seed {seed}, {took:.1} s: {failure}",
+                    seed - arguments.from + 1
                 ));
             }
             None => {
@@ -206,8 +295,10 @@ struct Totals {
     seeds: u64,
     findings: u64,
     first: Option<(u64, String)>,
+    by_members: BTreeMap<usize, u64>,
     time: u64,
     events: u64,
+    faults: u64,
     answered: u64,
     requests: u64,
     settled_max: (u64, u64),
@@ -219,6 +310,8 @@ impl Totals {
         self.seeds += 1;
         self.time += report.time;
         self.events += report.events;
+        self.faults += report.faults.0;
+        *self.by_members.entry(report.members).or_default() += 1;
         self.answered += report.answered.0;
         self.requests += report.answered.1;
         match &report.failure {
@@ -238,13 +331,16 @@ impl Totals {
     fn describe(&self, took: Duration) -> String {
         let seconds = took.as_secs_f64().max(1e-9);
         format!(
-            "{} seeds ({:.1}/s), {} findings, {:.0} virtual s ({:.0} times real time), {:.0} events/s, {}/{} answered, slowest to settle: {:.1} s in seed {}",
+            "{} seeds ({:.1}/s), {} findings, {:.0} steps/s, {:.0} virtual s ({:.0} times real time), {} faults, {} of {} marks, {}/{} answered, slowest to settle: {:.1} s in seed {}",
             self.seeds,
             self.seeds as f64 / seconds,
             self.findings,
+            self.events as f64 / seconds,
             self.time as f64 / 1e6,
             self.time as f64 / 1e6 / seconds,
-            self.events as f64 / seconds,
+            self.faults,
+            self.marks.len(),
+            MARKS.len(),
             self.answered,
             self.requests,
             self.settled_max.0 as f64 / 1e6,

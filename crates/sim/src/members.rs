@@ -5,12 +5,12 @@ use api::kv::Member;
 use api::{MemberId, RequestId};
 use replica::Input;
 
+use crate::SECOND;
 use crate::engine::SimEngine;
 use crate::history::{End, Request};
 use crate::log::SimLog;
 use crate::node::Disk;
 use crate::world::{Event, World, member_of};
-use crate::{MS, SECOND};
 
 /// Most members, those that left not counted.
 const MEMBERS_MAX: usize = 7;
@@ -21,17 +21,19 @@ impl World {
         if self.change_is_under_way() {
             return;
         }
+        // One that was replaced is nobody's concern any more.
+        self.wiped.take_if(|id| self.history.model.members.is_removed(*id));
         let members = self.history.model.members.members.clone();
         let running: Vec<usize> = (0..self.nodes.len())
             .filter(|&n| self.nodes[n].process.is_some())
             .collect();
         let leader = running.iter().copied().find(|&n| self.leads(n));
-        let Some(&any) = self.rng_faults.choice(&running) else {
+        let Some(&any) = self.rng_operator.choice(&running) else {
             return;
         };
-        let node = leader.filter(|_| self.rng_faults.u8(..5) > 0).unwrap_or(any);
+        let node = leader.filter(|_| self.rng_operator.u8(..5) > 0).unwrap_or(any);
         let learner = members.iter().find(|member| member.is_learner).map(|member| member.id);
-        let (kind, member) = match (self.rng_faults.u8(..100), learner) {
+        let (kind, member) = match (self.rng_operator.u8(..100), learner) {
             // A member whose disk is gone leaves before anything else changes.
             _ if self
                 .wiped
@@ -45,9 +47,9 @@ impl World {
             (0..40, _) if members.len() < MEMBERS_MAX => {
                 let joiner = self.add_node(SimLog::default());
                 let id = self.nodes[joiner].id;
-                let at = self.now + self.rng_faults.u64(..3 * SECOND);
+                let at = self.now + self.rng_operator.u64(..3 * SECOND);
                 self.at(at, Event::Start(joiner));
-                let is_learner = self.rng_faults.u8(..3) > 0;
+                let is_learner = self.rng_operator.u8(..3) > 0;
                 let member = Member {
                     is_learner,
                     ..member_of(id)
@@ -57,15 +59,15 @@ impl World {
             (40..75, Some(learner)) => (MemberChangeKind::Promote, member_of(learner)),
             // Changes that are refused: Raft must not follow them.
             (75..80, _) => {
-                let known = self.rng_faults.usize(..members.len().max(1));
-                let kind = [MemberChangeKind::Add, MemberChangeKind::Promote][self.rng_faults.usize(..2)];
+                let known = self.rng_operator.usize(..members.len().max(1));
+                let kind = [MemberChangeKind::Add, MemberChangeKind::Promote][self.rng_operator.usize(..2)];
                 (kind, members.get(known).cloned().unwrap_or_default())
             }
             (_, _) if !members.is_empty() => {
-                let gone = self.rng_faults.usize(..members.len());
+                let gone = self.rng_operator.usize(..members.len());
                 if leader.is_some_and(|leader| self.nodes[leader].id == members[gone].id) {
                     self.trace.mark("leader removes itself");
-                    if self.rng_faults.bool() {
+                    if self.rng_operator.bool() {
                         self.input(node, Input::Transfer(0));
                     }
                 }
@@ -81,8 +83,9 @@ impl World {
         self.changes.push(id);
     }
 
-    /// A disk is lost for good, and the member with it.
-    pub(crate) fn wipe(&mut self, n: usize) {
+    /// Whether the cluster can bear the loss of a disk: it has others, they know whose votes they need, and none of
+    /// theirs is lost or damaged.
+    pub(crate) fn can_be_lost(&self, n: usize) -> bool {
         let settled = |id: &RequestId| {
             let op = self.history.op(*id);
             op.committed.is_some() || matches!(op.end, End::Refused(_))
@@ -96,28 +99,33 @@ impl World {
         let voters: Vec<MemberId> = self.history.model.members.voters().collect();
         let id = self.nodes[n].id;
         let others = voters.iter().filter(|voter| **voter != id && knows(voter)).count();
-        if self.wiped.is_some()
-            || voters.len() < 3
-            || !voters.contains(&id)
-            || !self.changes.iter().all(settled)
-            || 2 * others <= voters.len()
-        {
+        self.wiped.is_none()
+            && voters.len() >= 3
+            && voters.contains(&id)
+            && self.changes.iter().all(settled)
+            && 2 * others > voters.len()
+    }
+
+    /// A disk is lost for good, and the member with it.
+    pub(crate) fn wipe(&mut self, n: usize) {
+        if !self.can_be_lost(n) {
             return;
         }
+        let id = self.nodes[n].id;
         self.trace.mark("disk lost");
         self.trace
             .line(self.now, || format!("the disk of {id} is lost for good"));
-        self.crash(n);
         self.wiped = Some(id);
         self.retire(n);
     }
 
-    fn retire(&mut self, n: usize) {
+    pub(crate) fn retire(&mut self, n: usize) {
         self.crash(n);
-        self.nodes[n].retired = true;
-        self.nodes[n].disk = Disk {
+        let node = &mut self.nodes[n];
+        node.retired = true;
+        node.disk = Disk {
             log: SimLog::default().into(),
-            engine: SimEngine::empty().into(),
+            engine: SimEngine::empty(node.disk.engine.kind()).into(),
         };
     }
 
@@ -136,7 +144,7 @@ impl World {
             members.voters().filter(|&voter| knows(voter)).count(),
             members.voters().count(),
         );
-        if 2 * know > voters && self.rng_faults.u8(..8) == 0 {
+        if 2 * know > voters && self.rng_operator.u8(..8) == 0 {
             self.trace.mark("removed member stopped");
             self.trace.line(self.now, || format!("{id} was removed and stops"));
             self.retire(n);
@@ -155,9 +163,3 @@ impl World {
         !node.retired && self.history.model.members.get(node.id).is_some()
     }
 }
-
-/// How long after the last fault the operator still mends what is half done.
-pub const OPERATOR_MENDS: u64 = 20 * SECOND;
-
-/// Time between what the operator does.
-pub const OPERATOR_PAUSE: std::ops::Range<u64> = 500 * MS..6 * SECOND;

@@ -4,7 +4,7 @@
 //! It knows nothing of engines, batches or compaction: nothing is ever dropped here, so a read of any member, however
 //! far behind, can be answered. Sorting and filters of ranges are left to the tests of `mvcc`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::codec::{Action, MemberChange, MemberChangeKind};
 use api::kv::*;
@@ -47,6 +47,8 @@ pub struct Model {
     pub leases: BTreeMap<i64, i64>,
     /// Who belongs to the cluster.
     pub members: Membership,
+    /// Alarms that are on.
+    pub alarms: BTreeSet<AlarmMember>,
     /// Whether the revision that is being written has changes.
     open: bool,
 }
@@ -72,6 +74,7 @@ impl Default for Model {
             },
             leases: BTreeMap::new(),
             members: Membership::default(),
+            alarms: BTreeSet::new(),
             open: false,
         }
     }
@@ -103,6 +106,11 @@ impl Model {
         from.take_while(|(key, _)| in_range(key, start, end))
             .map(|(_, kv)| kv.clone())
             .collect()
+    }
+
+    /// How many keys there are.
+    pub fn live_keys(&self) -> usize {
+        self.now.len()
     }
 
     /// The revision as someone in the middle of a transaction sees it.
@@ -185,6 +193,9 @@ impl Model {
 
     /// Carries out an operation.
     pub fn apply(&mut self, action: &Action) -> Result<Outcome, Error> {
+        if !self.alarms.is_empty() && takes_space(action) {
+            return Err(Error::NoSpace);
+        }
         match action {
             Action::Put(put) => {
                 self.check_put(put)?;
@@ -254,8 +265,57 @@ impl Model {
                 self.change_members(change)?;
                 Ok(Outcome::Members(self.members.clone().into()))
             }
-            other => unreachable!("nobody asks for {other:?}"),
+            Action::MemberUpdate(update) => {
+                let known = self.members.members.iter().position(|member| member.id == update.id);
+                let at = known.ok_or(Error::MemberNotFound)?;
+                if self.is_taken(&update.peer_urls, update.id) {
+                    return Err(Error::PeerUrlExists);
+                }
+                self.members.members[at].peer_urls.clone_from(&update.peer_urls);
+                Ok(Outcome::Members(self.members.clone().into()))
+            }
+            Action::MemberAttributes(said) => {
+                let mut members = self.members.members.iter_mut();
+                if let (Some(member), Some(said)) =
+                    (members.find(|member| member.id == said.member_id), &said.attributes)
+                {
+                    member.name.clone_from(&said.name);
+                    member.client_urls.clone_from(&said.client_urls);
+                }
+                Ok(Outcome::Members(self.members.clone().into()))
+            }
+            Action::Alarm(request) => {
+                let alarm = AlarmMember {
+                    member_id: request.member_id,
+                    alarm: AlarmType::Nospace as i32,
+                };
+                let concerned = |known: &AlarmMember| request.member_id == 0 || *known == alarm;
+                let changed: Vec<AlarmMember> = match request.action() {
+                    AlarmAction::Get => self.alarms.iter().copied().filter(concerned).collect(),
+                    AlarmAction::Activate => {
+                        self.alarms.insert(alarm);
+                        vec![alarm]
+                    }
+                    AlarmAction::Deactivate => {
+                        let off: Vec<_> = self.alarms.iter().copied().filter(concerned).collect();
+                        self.alarms.retain(|alarm| !off.contains(alarm));
+                        off
+                    }
+                };
+                Ok(Outcome::Alarm(AlarmResponse {
+                    header: ResponseHeader::at(self.seen.revision),
+                    alarms: changed,
+                }))
+            }
+            // Users, roles and downgrades have no part in this simulation yet.
+            other => unreachable!("no simulated client asks for {other:?}"),
         }
+    }
+
+    fn is_taken(&self, urls: &[String], except: MemberId) -> bool {
+        let others = self.members.members.iter().filter(|member| member.id != except);
+        let taken: BTreeSet<&String> = others.flat_map(|member| &member.peer_urls).collect();
+        urls.iter().any(|url| taken.contains(url))
     }
 
     fn change_members(&mut self, change: &MemberChange) -> Result<(), Error> {
@@ -268,6 +328,9 @@ impl Model {
         let voters = self.members.voters().count();
         match (change.kind(), known) {
             (MemberChangeKind::Add, Some(_)) => return Err(Error::MemberExists),
+            (MemberChangeKind::Add, None) if self.is_taken(&member.peer_urls, id) => {
+                return Err(Error::PeerUrlExists);
+            }
             (MemberChangeKind::Add, None) => {
                 self.members.members.push(member);
                 self.members.members.sort_by_key(|member| member.id);
@@ -284,6 +347,7 @@ impl Model {
                 }
                 self.members.members.remove(at);
                 self.members.removed.push(id);
+                self.alarms.retain(|alarm| alarm.member_id != id);
                 self.members.removed.sort_unstable();
             }
         }
@@ -424,6 +488,23 @@ impl Model {
             return compare.target != CompareTarget::Value as i32 && satisfies(compare, &KeyValue::default());
         }
         kvs.iter().all(|kv| satisfies(compare, kv))
+    }
+}
+
+/// Whether a full disk forbids an operation.
+fn takes_space(action: &Action) -> bool {
+    fn puts(txn: &TxnRequest) -> bool {
+        let ops = txn.success.iter().chain(&txn.failure);
+        ops.filter_map(|op| op.request.as_ref()).any(|op| match op {
+            RequestOpKind::Put(_) => true,
+            RequestOpKind::Txn(nested) => puts(nested),
+            _ => false,
+        })
+    }
+    match action {
+        Action::Put(_) | Action::LeaseGrant(_) => true,
+        Action::Txn(txn) => puts(txn),
+        _ => false,
     }
 }
 

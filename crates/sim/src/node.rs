@@ -10,7 +10,7 @@ use replica::{Input, Lessor, Replica, Standing};
 
 use crate::Micros;
 use crate::engine::{Image, SimEngine};
-use crate::log::SimLog;
+use crate::log::{Damage, SimLog};
 
 /// What survives a crash, once it is synced or flushed.
 pub struct Disk {
@@ -38,8 +38,25 @@ pub struct Node {
     pub apply_stalled_until: Micros,
     /// How long its clock takes for what others call a microsecond.
     pub clock_rate: f64,
+    /// When its clock jumped ahead, and by how many milliseconds.
+    pub jumps: Vec<(Micros, u64)>,
+    /// Whether its state is said not to be trusted, so that it must not lead.
+    pub is_quarantined: bool,
+    /// Whether its disk did harm to what it holds.
+    pub was_harmed: bool,
+    /// What its disk will have done to what it holds, found when it starts next.
+    pub harm: Option<Harm>,
     /// Whether it left the cluster for good.
     pub retired: bool,
+}
+
+/// What a disk comes back with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Harm {
+    /// A damaged Raft log.
+    Log(Damage),
+    /// The engine as it was some time ago.
+    OldEngine,
 }
 
 /// Work for the thread that writes the log.
@@ -89,6 +106,8 @@ pub enum ApplyJob {
     Entries(Vec<Committed>),
     /// Go over to another engine.
     Install {
+        /// Its index.
+        index: RaftIndex,
         /// The engine.
         engine: Arc<SimEngine>,
         /// What to report as persisted then.
@@ -98,6 +117,8 @@ pub enum ApplyJob {
     },
     /// Take a snapshot for a member.
     Snapshot(MemberId),
+    /// There is nothing to apply: compaction goes on.
+    Compact,
 }
 
 /// What a running process keeps in memory.
@@ -122,8 +143,12 @@ pub struct Process {
     pub apply_jobs: VecDeque<ApplyJob>,
     /// What the apply thread is doing.
     pub apply_doing: Option<ApplyJob>,
-    /// Operations whose clients wait here.
-    pub pending: BTreeMap<RequestId, Micros>,
+    /// Operations and reads whose clients wait here, and how many ticks the replica had taken when they came.
+    pub pending: BTreeMap<RequestId, u64>,
+    /// Ticks that the replica has taken.
+    pub ticks: u64,
+    /// How many it had taken when it last knew a leader, if it knows none now.
+    pub leaderless_since: Option<u64>,
     /// Reads that wait for an index to be applied.
     pub reads_ready: BTreeMap<RequestId, RaftIndex>,
     /// The index that the last read got, for a deliberate bug.
@@ -168,8 +193,14 @@ impl Node {
         self.process.as_ref().is_some_and(|process| process.life == life)
     }
 
-    /// What its monotonic clock says, in milliseconds.
+    /// What its monotonic clock says, in milliseconds. It runs fast or slow, may jump ahead, and never goes back.
     pub fn now_ms(&self, now: Micros) -> u64 {
-        (now as f64 * self.clock_rate) as u64 / 1000
+        (now as f64 * self.clock_rate) as u64 / 1000 + self.jumped_ms_since(0)
+    }
+
+    /// By how much its clock jumped ahead since then, in milliseconds.
+    pub fn jumped_ms_since(&self, since: Micros) -> u64 {
+        let jumps = self.jumps.iter().filter(|(at, _)| *at >= since);
+        jumps.map(|(_, by_ms)| by_ms).sum()
     }
 }

@@ -9,6 +9,7 @@ use fastrand::Rng;
 use crate::Micros;
 use crate::bugs::Bug;
 use crate::scenario::Scenario;
+use crate::trace::Detail;
 use crate::world::World;
 
 /// How a seed ended.
@@ -26,6 +27,10 @@ pub struct Report {
     pub settled: Micros,
     /// Events.
     pub events: u64,
+    /// Things that broke, and how many things were to break, left out or not.
+    pub faults: (u64, u64),
+    /// First members.
+    pub members: usize,
     /// Requests that were answered, and all.
     pub answered: (u64, u64),
     /// Terms that had a leader.
@@ -60,16 +65,21 @@ pub fn catch_panics() {
     }));
 }
 
+/// Forgets a panic that was part of the play.
+pub fn forget_panic() {
+    PANIC.with(|panic| panic.borrow_mut().take());
+}
+
 /// Runs a seed, maybe with a deliberate bug.
-pub fn run(seed: u64, verbose: bool, bug: Option<Bug>) -> Report {
+pub fn run(seed: u64, detail: Detail, bug: Option<Bug>) -> Report {
     let scenario = Scenario::draw(&mut Rng::with_seed(seed));
-    run_scenario(seed, scenario, verbose, bug)
+    run_scenario(seed, scenario, detail, bug)
 }
 
 /// Runs a seed in a world that is not the one it stands for.
-pub fn run_scenario(seed: u64, scenario: Scenario, verbose: bool, bug: Option<Bug>) -> Report {
-    PANIC.with(|panic| panic.borrow_mut().take());
-    let mut world = World::new(seed, scenario, verbose, bug);
+pub fn run_scenario(seed: u64, scenario: Scenario, detail: Detail, bug: Option<Bug>) -> Report {
+    forget_panic();
+    let mut world = World::new(seed, scenario, detail, bug);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     let failure = ended
         .err()
@@ -81,6 +91,8 @@ pub fn run_scenario(seed: u64, scenario: Scenario, verbose: bool, bug: Option<Bu
         time: world.now,
         settled: world.calm_since.map_or(0, |since| world.now - since),
         events: world.trace.events(),
+        faults: (world.faults, world.next_fault),
+        members: world.scenario.voters + world.scenario.learners,
         answered: (world.history.answered, world.history.requests() as u64),
         terms: world.history.terms_led(),
         marks: world.trace.marks().clone(),

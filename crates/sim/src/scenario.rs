@@ -1,16 +1,39 @@
 //! What kind of world a seed stands for: its size, how its network and disks behave, how members are configured.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use fastrand::Rng;
 
+use crate::engine::Kind;
 use crate::{MS, Micros, SECOND};
+
+/// What a world is mostly about, so that states which are rare elsewhere are common somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Theme {
+    /// A little of everything.
+    Mixed,
+    /// One or two voters, and members that come and go.
+    Small,
+    /// Followers that fall behind a short log.
+    Snapshots,
+    /// Leases, and leaders that lose touch.
+    Leases,
+    /// Elections over slow disks.
+    Elections,
+}
 
 /// One world's parameters.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// First members, all voters.
+    /// What it is mostly about.
+    pub theme: Theme,
+    /// First members that vote.
     pub voters: usize,
+    /// First members that do not.
+    pub learners: usize,
+    /// Which engine all members use.
+    pub engine: Kind,
     /// Clients, each with one operation under way at most.
     pub clients: usize,
     /// How long a client thinks between operations.
@@ -25,6 +48,8 @@ pub struct Scenario {
     pub tick: Micros,
     /// How far members' clocks run apart, as a share.
     pub skew: f64,
+    /// Whether clocks jump ahead.
+    pub jumps: bool,
     /// The network.
     pub delay: Range<Micros>,
     /// Share of messages that take much longer.
@@ -39,10 +64,14 @@ pub struct Scenario {
     pub sync: Range<Micros>,
     /// How long an apply step takes.
     pub apply: Range<Micros>,
+    /// How long a step of compaction takes while there is nothing to apply.
+    pub compact: Range<Micros>,
     /// How long inputs wait until the replica takes them.
     pub step: Range<Micros>,
     /// Whether the log's thread merges what waits.
     pub merge_appends: bool,
+    /// How long a flush of the engine takes.
+    pub flush_time: Range<Micros>,
     /// Whether an install drops entries that wait to be applied.
     pub install_drops: bool,
     /// Whether an install is reported before the state machine went over to it.
@@ -63,10 +92,14 @@ pub struct Scenario {
     pub watchers: usize,
     /// Whether members come and go.
     pub changes_members: bool,
+    /// Time between what the operator does.
+    pub operator_pause: Range<Micros>,
     /// Whether crashes are aimed at moments when members have just promised something.
     pub aims: bool,
     /// Whether disks fail, and one is lost.
     pub disks_fail: bool,
+    /// Faults that are left out, by their numbers: to find out which ones a failure needs.
+    pub faults_left_out: BTreeSet<u64>,
     /// How members are configured, but for id, incarnation and seed.
     pub replica: replica::Config,
 }
@@ -75,7 +108,15 @@ impl Scenario {
     /// The world of a seed.
     pub fn draw(rng: &mut Rng) -> Self {
         let pick = |rng: &mut Rng, choices: &[u64]| choices[rng.usize(..choices.len())];
-        let voters = pick(rng, &[1, 2, 3, 3, 3, 3, 5, 5]) as usize;
+        let theme = match rng.u8(..20) {
+            0..10 => Theme::Mixed,
+            10..13 => Theme::Small,
+            13..16 => Theme::Snapshots,
+            16..18 => Theme::Leases,
+            _ => Theme::Elections,
+        };
+        let voters = pick(rng, &[1, 2, 3, 3, 3, 3, 3, 3, 4, 5, 5, 5, 5, 6, 7]) as usize;
+        let learners = pick(rng, &[0, 0, 0, 1, 2]).min(7 - voters as u64) as usize;
         let mut replica = replica::Config::new(1);
         replica.batch_ops_max = pick(rng, &[1, 2, 8, 1024]) as usize;
         replica.batch_bytes_max = pick(rng, &[64, 1000, 4 << 20]) as usize;
@@ -105,8 +146,11 @@ impl Scenario {
         };
         let mean = pick(rng, &[300, 1000, 3000]) * MS;
         let think = pick(rng, &[5, 50, 300]) * MS;
-        Scenario {
+        let mut scenario = Scenario {
+            theme,
             voters,
+            learners,
+            engine: [Kind::Rocks, Kind::Rocks, Kind::RocksWal, Kind::Memory][rng.usize(..4)],
             clients: rng.usize(1..6),
             think: think / 5..think * 2,
             chaos: rng.u64(10..40) * SECOND,
@@ -114,6 +158,7 @@ impl Scenario {
             fault_every: mean / 4..mean * 2,
             tick: 100 * MS,
             skew: if rng.bool() { 0.0 } else { rng.f64() * 0.1 },
+            jumps: rng.u8(..4) == 0,
             delay,
             slow: if rng.bool() { 0.0 } else { rng.f64() * 0.05 },
             loss: if rng.bool() { 0.0 } else { rng.f64() * rng.f64() * 0.3 },
@@ -121,8 +166,10 @@ impl Scenario {
             ordered: rng.bool(),
             sync,
             apply,
+            compact: [20..2 * MS, MS..50 * MS, 10 * MS..400 * MS][rng.usize(..3)].clone(),
             step: 1..pick(rng, &[50, 2000, 20_000]),
             merge_appends: rng.bool(),
+            flush_time: 10..pick(rng, &[100, 50_000, 3_000_000]),
             install_drops: rng.bool(),
             install_reports_early: rng.bool(),
             flush: [0.02, 0.2, 0.8][rng.usize(..3)],
@@ -133,9 +180,54 @@ impl Scenario {
             leases: [0.0, 0.0, 0.5][rng.usize(..3)],
             watchers: rng.usize(..4),
             changes_members: rng.bool(),
+            operator_pause: 500 * MS..6 * SECOND,
             aims: rng.bool(),
             disks_fail: rng.bool(),
+            faults_left_out: BTreeSet::new(),
             replica,
+        };
+        scenario.emphasize(rng);
+        scenario
+    }
+
+    /// Makes what the theme is about common.
+    fn emphasize(&mut self, rng: &mut Rng) {
+        match self.theme {
+            Theme::Mixed => {}
+            Theme::Small => {
+                self.voters = rng.usize(1..4);
+                self.learners = rng.usize(..2);
+                self.changes_members = true;
+                self.operator_pause = 50 * MS..1500 * MS;
+                self.sync = [100..150 * MS, 50 * MS..400 * MS][rng.usize(..2)].clone();
+                self.think = MS..50 * MS;
+                self.replica.appends_inflight_max = rng.usize(2..5);
+                self.replica.pre_vote = rng.bool();
+            }
+            Theme::Snapshots => {
+                self.catchup_entries = rng.u64(..3);
+                self.upkeep = 50 * MS..200 * MS;
+                self.flush = 0.8;
+                self.flush_time = 10..20 * MS;
+                self.think = MS..20 * MS;
+                self.apply = [100..5 * MS, 100..100 * MS, 10 * MS..600 * MS][rng.usize(..3)].clone();
+                self.replica.unapplied_bytes_max = [300, 1500, 64 << 20][rng.usize(..3)];
+                self.install_drops = rng.u8(..4) > 0;
+                self.leases = self.leases.max(0.1);
+            }
+            Theme::Leases => {
+                self.leases = 0.6;
+                self.clients = rng.usize(3..7);
+                self.think = 20 * MS..200 * MS;
+                self.chaos = self.chaos.max(20 * SECOND);
+            }
+            Theme::Elections => {
+                self.sync = [50 * MS..400 * MS, 100..900 * MS][rng.usize(..2)].clone();
+                self.merge_appends = rng.u8(..4) > 0;
+                self.replica.appends_inflight_max = rng.usize(2..5);
+                self.replica.pre_vote = rng.bool();
+                self.aims = true;
+            }
         }
     }
 }

@@ -15,8 +15,12 @@ pub const MARKS: &[&str] = &[
     "change of members refused",
     "checkpoint taken back",
     "client gave up",
+    "clock jumped",
     "crash in the middle of an install",
     "crash right after a promise",
+    "damage met while running",
+    "damaged log refused",
+    "disk damaged",
     "disk error",
     "disk lost",
     "entries dropped by an install",
@@ -24,17 +28,26 @@ pub const MARKS: &[&str] = &[
     "leader change during compaction",
     "leader change with leases",
     "leader change with requests under way",
+    "leader paused",
     "leader removes itself",
     "leader steps down in its own term",
     "leadership handed over",
     "learner promoted",
     "lease ended",
+    "lease ended at a hand-over",
     "lease ended soon after a leader change",
     "lease kept alive",
+    "member in quarantine",
+    "old blocks",
+    "old blocks refused",
     "operation's entry dropped by an install",
+    "read answered with a disk error",
+    "read error",
     "read index across leaders",
     "reads without asking anybody",
+    "refused to start",
     "removed member stopped",
+    "serializable read of the past",
     "snapshot installed",
     "snapshot installed with requests under way",
     "snapshot of no use",
@@ -45,29 +58,42 @@ pub const MARKS: &[&str] = &[
     "snapshot transfer broke off",
     "stalled log",
     "stopped by a disk error",
+    "stopped in good order",
     "torn log tail",
     "watch compacted away",
     "watch events",
+    "watch progress",
     "watch resumed",
     "watch resumed at a member that lags",
 ];
+
+/// How much of what happens goes into the timeline.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// Nothing: the fastest.
+    #[default]
+    Nothing,
+    /// What explains something.
+    Story,
+    /// Heartbeats as well.
+    Everything,
+}
 
 /// The trace of one run.
 #[derive(Default)]
 pub struct Trace {
     hash: u64,
     events: u64,
-    /// Whether lines are kept.
-    verbose: bool,
+    detail: Detail,
     lines: VecDeque<String>,
     marks: BTreeMap<&'static str, u64>,
 }
 
 impl Trace {
-    /// A trace; one that is `verbose` keeps a timeline.
-    pub fn new(verbose: bool) -> Self {
+    /// A trace that keeps a timeline of so much detail.
+    pub fn new(detail: Detail) -> Self {
         Trace {
-            verbose,
+            detail,
             hash: 0xcbf2_9ce4_8422_2325,
             ..Default::default()
         }
@@ -91,20 +117,34 @@ impl Trace {
         self.events
     }
 
+    /// Adds bytes to the hash.
+    pub fn mix_bytes(&mut self, bytes: &[u8]) {
+        let chunks = bytes.chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_le_bytes(word)
+        });
+        for word in chunks {
+            self.hash = (self.hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        }
+    }
+
+    /// Adds a line that hardly ever explains anything.
+    pub fn noise<T: Display>(&mut self, now: Micros, text: impl FnOnce() -> T) {
+        if self.detail == Detail::Everything {
+            self.line(now, text);
+        }
+    }
+
     /// Adds a line to the timeline.
     pub fn line<T: Display>(&mut self, now: Micros, text: impl FnOnce() -> T) {
-        if self.verbose {
+        if self.detail != Detail::Nothing {
             if self.lines.len() == LINES_MAX {
                 self.lines.pop_front();
             }
             self.lines
                 .push_back(format!("{:>4}.{:06} {}", now / 1_000_000, now % 1_000_000, text()));
         }
-    }
-
-    /// Whether lines are kept.
-    pub fn is_verbose(&self) -> bool {
-        self.verbose
     }
 
     /// The timeline.

@@ -50,6 +50,7 @@ impl World {
                 no_put: rng.u8(..8) == 0,
                 no_delete: rng.u8(..8) == 0,
                 prev_kv: rng.bool(),
+                progress_notify: rng.bool(),
                 ..Default::default()
             },
             next,
@@ -72,6 +73,13 @@ impl World {
             let watcher = &mut self.watchers[w];
             watcher.stream = None;
             watcher.resumes = true;
+        }
+        if let Some(following) = &mut self.watchers[w].stream {
+            match self.rng_clients.u8(..30) {
+                0 => following.stream.request_progress(),
+                1 => following.stream.notify_progress(),
+                _ => {}
+            }
         }
         if self.watchers[w].stream.is_none() {
             let node = self.rng_clients.usize(..self.nodes.len());
@@ -144,7 +152,7 @@ impl World {
             .map(|following| (following.node, following.watch_id))
             .expect("it follows");
         let machine = &self.nodes[node].process.as_ref().expect("it runs").machine;
-        let compacted = machine.reader().compacted();
+        let (compacted, readable) = (machine.reader().compacted(), machine.reader().revision());
         match output {
             WatchOutput::Events {
                 watch_id: to, events, ..
@@ -156,6 +164,9 @@ impl World {
                 let Some(last) = last.filter(|_| to == watch_id) else {
                     violation!("watcher {w} gets events without a key or for another watcher");
                 };
+                if last > readable {
+                    violation!("watcher {w} at {} is told of {last} before it can be read", node + 1);
+                }
                 let expected = self.missing(w, last);
                 if expected.len() != events.len() {
                     violation!("watcher {w} at {} gets {events:?} instead of {expected:?}", node + 1);
@@ -177,6 +188,7 @@ impl World {
                 if !missing.is_empty() {
                     violation!("watcher {w} is told of progress up to {revision} before {missing:?}");
                 }
+                self.trace.mark("watch progress");
             }
             WatchOutput::Compacted { compact_revision, .. } => {
                 let next = self.watchers[w].next;

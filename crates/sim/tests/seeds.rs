@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use metastore_sim::bugs::Bug;
 use metastore_sim::run::{catch_panics, run};
+use metastore_sim::trace::Detail;
 
 /// Runs seeds on all cores; says what they found.
 fn findings(seeds: impl IntoIterator<Item = u64>, bug: Option<Bug>) -> Vec<String> {
@@ -19,7 +20,7 @@ fn findings(seeds: impl IntoIterator<Item = u64>, bug: Option<Bug>) -> Vec<Strin
         for _ in 0..jobs {
             scope.spawn(|| {
                 while let Some(&seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                    if let Some(failure) = run(seed, false, bug).failure {
+                    if let Some(failure) = run(seed, Detail::Nothing, bug).failure {
                         let mut found = found.lock().expect("nobody panics here");
                         found.push(format!("seed {seed}: {failure}"));
                     }
@@ -59,11 +60,11 @@ fn many_seeds_find_nothing() {
 fn the_same_seed_is_the_same_run() {
     catch_panics();
     for seed in [2, 3, 5, 8, 13] {
-        let (first, again) = (run(seed, false, None), run(seed, true, None));
+        let (first, again) = (run(seed, Detail::Nothing, None), run(seed, Detail::Everything, None));
         assert_eq!((first.hash, first.events), (again.hash, again.events), "seed {seed}");
         let elsewhere = std::thread::spawn(move || {
             // Another thread has other thread-local randomness, which must not matter.
-            run(seed, false, None).hash
+            run(seed, Detail::Nothing, None).hash
         });
         assert_eq!(elsewhere.join().expect("it does not panic"), first.hash, "seed {seed}");
     }

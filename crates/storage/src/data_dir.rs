@@ -8,6 +8,7 @@
 //! memory/
 //! rocksdb.N/  an engine that began with a snapshot of another member (memory.N/ likewise)
 //! ENGINE      which of them is in use; the first one if it is missing
+//! RESTORING   there while a backup is being restored; beside METASTORE it means nothing any more
 //! ```
 
 mod engines;
@@ -27,6 +28,7 @@ pub use identity::{FORMAT_VERSION, Identity, StorageKind};
 const IDENTITY: &str = "METASTORE";
 const IDENTITY_DRAFT: &str = "METASTORE.draft";
 const LOCK: &str = "LOCK";
+const RESTORING: &str = "RESTORING";
 const RAFT: &str = "raft";
 /// As etcd has it: nobody else may read keys and passwords.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -62,6 +64,18 @@ pub enum DataDirError {
     /// It holds the files of an etcd member.
     #[error("{} is the data directory of an etcd member; choose an empty directory and import a snapshot of etcd into it", .path.display())]
     Etcd {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A backup was being restored into it.
+    #[error("{} holds a backup that was not restored to its end; remove the directory and restore it again", .path.display())]
+    HalfRestored {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There is something in it already.
+    #[error("{} is not empty; choose another directory, or remove it if its data is of no more use", .path.display())]
+    NotEmpty {
         /// The directory.
         path: PathBuf,
     },
@@ -154,6 +168,46 @@ impl DataDir {
         })
     }
 
+    /// Takes hold of an empty or missing directory in order to restore a backup into it: the engine goes to the first
+    /// [`DataDir::engine_dir`] and the log to [`DataDir::raft_dir`], which exist on return. Nobody takes the directory
+    /// for a member's until [`DataDir::initialize`] makes it one; a restore that breaks off leaves one that is refused.
+    ///
+    /// # Errors
+    /// [`DataDirError::NotEmpty`], and those of [`DataDir::open`].
+    pub fn begin_restore(path: &Path, raft: Option<&Path>, storage: StorageKind) -> Result<DataDir, DataDirError> {
+        for dir in [Some(path), raft].into_iter().flatten() {
+            let names = names(dir)?.unwrap_or_default();
+            if names.iter().any(|name| !matches!(name.as_str(), LOCK | "lost+found")) {
+                return Err(DataDirError::NotEmpty { path: dir.to_owned() });
+            }
+        }
+        let data_dir = DataDir::open(path, raft, storage)?;
+        for dir in [Some(path), raft].into_iter().flatten() {
+            create_dir(dir)?;
+            let marker = dir.join(RESTORING);
+            write_file(dir, &dir.join("RESTORING.draft"), &marker, b"").map_err(no_access("write", &marker))?;
+        }
+        create_dir(&data_dir.raft)?;
+        create_dir(&path.join(storage.to_string()))?;
+        Ok(data_dir)
+    }
+
+    /// Removes what a restore that failed has put into the directory, so that it can be tried again.
+    pub fn abandon_restore(self) {
+        let outside = (self.raft != self.path.join(RAFT)).then_some(&self.raft);
+        for dir in [Some(&self.path), outside].into_iter().flatten() {
+            for name in names(dir).ok().flatten().unwrap_or_default() {
+                let path = dir.join(&name);
+                // The marker last: as long as anything else may be left, it says so. Best effort, on the way to an error.
+                if name != RESTORING && name != "lost+found" {
+                    let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+                }
+            }
+            let _ = fs::remove_file(dir.join(RESTORING));
+            let _ = fs::remove_dir(dir);
+        }
+    }
+
     /// The data directory itself.
     pub fn path(&self) -> &Path {
         &self.path
@@ -215,6 +269,10 @@ impl DataDir {
         }
         write_identity(&self.path, &identity)?;
         self.identity = Some(identity);
+        for dir in [&self.path, &self.raft] {
+            // It means nothing any more, and its being gone need not be durable.
+            let _ = fs::remove_file(dir.join(RESTORING));
+        }
         Ok(())
     }
 }
@@ -279,6 +337,9 @@ fn look(path: &Path, raft: Option<&Path>, storage: StorageKind) -> Result<Option
 fn look_at(path: &Path, names: &[String]) -> Result<Option<Identity>, DataDirError> {
     if names.iter().any(|name| name == IDENTITY) {
         return identity::read(path, &path.join(IDENTITY)).map(Some);
+    }
+    if names.iter().any(|name| name == RESTORING) {
+        return Err(DataDirError::HalfRestored { path: path.to_owned() });
     }
     if names.iter().any(|name| name == "member") && path.join("member").is_dir() {
         return Err(DataDirError::Etcd { path: path.to_owned() });

@@ -4,6 +4,7 @@
 //! [`conformance`] is the suite that every adapter passes.
 
 pub mod any_engine;
+pub mod bbolt;
 pub mod conformance;
 pub mod data_dir;
 pub mod disk;
@@ -12,6 +13,7 @@ pub mod memory;
 pub mod raft_engine_log;
 pub mod raft_log;
 pub mod rocks;
+pub mod sorter;
 
 pub use any_engine::AnyEngine;
 pub use data_dir::{DataDir, DataDirError, EngineDir, Identity, StorageKind};
@@ -22,3 +24,4 @@ pub use memory::MemoryEngine;
 pub use raft_engine_log::{RaftEngineLog, RaftLogOptions, TornTail};
 pub use raft_log::{AppendStats, LogError, RaftLog};
 pub use rocks::{Compression, RocksEngine, RocksOptions};
+pub use sorter::{SortError, Sorted, Sorter};

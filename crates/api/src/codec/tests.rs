@@ -65,6 +65,109 @@ fn a_bare_operation_is_read() {
     assert_eq!(operations, vec![Operation::new(9, Action::DeleteRange(delete))]);
 }
 
+/// As etcd's WAL holds them: `InternalRaftRequest`, marshalled by etcd 3.7.
+#[test]
+fn auth_operations_have_etcds_numbers() {
+    use crate::auth::*;
+    let permission = Permission {
+        perm_type: PermissionType::Readwrite as i32,
+        key: "k".into(),
+        range_end: "l".into(),
+    };
+    let name = || "n".to_owned();
+    let cases: &[(Action, &[u8])] = &[
+        (Action::AuthEnable(AuthEnableRequest {}), b"\xc2\x3e\x00"),
+        (Action::AuthDisable(AuthDisableRequest {}), b"\x9a\x3f\x00"),
+        (
+            Action::Authenticate(InternalAuthenticateRequest {
+                name: name(),
+                password: String::new(),
+                simple_token: "t".to_owned(),
+            }),
+            b"\xa2\x3f\x06\x0a\x01n\x1a\x01t",
+        ),
+        (Action::AuthStatus(AuthStatusRequest {}), b"\xaa\x3f\x00"),
+        (
+            Action::AuthUserAdd(AuthUserAddRequest {
+                name: name(),
+                options: Some(UserAddOptions { no_password: true }),
+                hashed_password: "h".to_owned(),
+                ..Default::default()
+            }),
+            b"\xe2\x44\x0a\x0a\x01n\x1a\x02\x08\x01\x22\x01h",
+        ),
+        (
+            Action::AuthUserDelete(AuthUserDeleteRequest { name: name() }),
+            b"\xea\x44\x03\x0a\x01n",
+        ),
+        (
+            Action::AuthUserGet(AuthUserGetRequest { name: name() }),
+            b"\xf2\x44\x03\x0a\x01n",
+        ),
+        (
+            Action::AuthUserChangePassword(AuthUserChangePasswordRequest {
+                name: name(),
+                hashed_password: "h".to_owned(),
+                ..Default::default()
+            }),
+            b"\xfa\x44\x06\x0a\x01n\x1a\x01h",
+        ),
+        (
+            Action::AuthUserGrantRole(AuthUserGrantRoleRequest {
+                user: name(),
+                role: "r".to_owned(),
+            }),
+            b"\x82\x45\x06\x0a\x01n\x12\x01r",
+        ),
+        (
+            Action::AuthUserRevokeRole(AuthUserRevokeRoleRequest {
+                name: name(),
+                role: "r".to_owned(),
+            }),
+            b"\x8a\x45\x06\x0a\x01n\x12\x01r",
+        ),
+        (Action::AuthUserList(AuthUserListRequest {}), b"\x92\x45\x00"),
+        (Action::AuthRoleList(AuthRoleListRequest {}), b"\x9a\x45\x00"),
+        (
+            Action::AuthRoleAdd(AuthRoleAddRequest { name: name() }),
+            b"\x82\x4b\x03\x0a\x01n",
+        ),
+        (
+            Action::AuthRoleDelete(AuthRoleDeleteRequest { role: name() }),
+            b"\x8a\x4b\x03\x0a\x01n",
+        ),
+        (
+            Action::AuthRoleGet(AuthRoleGetRequest { role: name() }),
+            b"\x92\x4b\x03\x0a\x01n",
+        ),
+        (
+            Action::AuthRoleGrantPermission(AuthRoleGrantPermissionRequest {
+                name: name(),
+                perm: Some(permission),
+            }),
+            b"\x9a\x4b\x0d\x0a\x01n\x12\x08\x08\x02\x12\x01k\x1a\x01l",
+        ),
+        (
+            Action::AuthRoleRevokePermission(AuthRoleRevokePermissionRequest {
+                role: name(),
+                key: "k".into(),
+                range_end: "l".into(),
+            }),
+            b"\xa2\x4b\x09\x0a\x01n\x12\x01k\x1a\x01l",
+        ),
+    ];
+    for (action, golden) in cases {
+        // RequestHeader { ID: 9, username: "u", auth_revision: 3 }
+        let data = [&b"\xa2\x06\x07\x08\x09\x12\x01u\x18\x03"[..], golden].concat();
+        let operation = Operation::of_user(9, "u".to_owned(), 3, action.clone());
+        assert_eq!(decode_entry(&Bytes::from(data.clone())).unwrap(), [operation.clone()]);
+        // prost writes the header after the action, so the order differs and nothing else.
+        let encoded = encode_operation(&operation);
+        assert_eq!(encoded.len(), data.len());
+        assert_eq!(decode_entry(&encoded).unwrap(), [operation]);
+    }
+}
+
 #[test]
 fn empty_data_is_no_operation() {
     assert_eq!(decode_entry(&Bytes::new()).unwrap(), vec![]);

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -14,7 +15,7 @@ use tonic::{Code, Status};
 
 use super::methods::Method;
 use super::status::status;
-use crate::{BoxError, Observer};
+use crate::{BoxError, CallSpan, CallTracer, Observer};
 
 /// Ends a stream from the server's side when it completes.
 pub(crate) type Guard = Pin<Box<dyn Future<Output = api::Error> + Send>>;
@@ -27,6 +28,9 @@ pub(crate) struct ByLearner;
 pub(crate) struct Call {
     method: &'static Method,
     observer: Arc<dyn Observer>,
+    begun: Instant,
+    /// Where the call is traced.
+    span: Option<Box<dyn CallSpan>>,
     ended: bool,
 }
 
@@ -36,15 +40,31 @@ impl Call {
         Call {
             method,
             observer,
+            begun: Instant::now(),
+            span: None,
             ended: false,
         }
+    }
+
+    /// Traces the call, if it is sampled.
+    pub(crate) fn trace(&mut self, tracer: &dyn CallTracer, headers: &HeaderMap) {
+        self.span = tracer.start(self.method, headers);
     }
 
     pub(crate) fn end(&mut self, code: Code) {
         if !self.ended {
             self.ended = true;
-            self.observer.handled(self.method, code as i32 as usize);
+            self.observer
+                .handled(self.method, code as i32 as usize, self.begun.elapsed());
+            if let Some(span) = self.span.take() {
+                span.end(code as i32 as usize);
+            }
         }
+    }
+
+    /// One reply goes out, of this many bytes.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.observer.sent(self.method, 1, bytes);
     }
 
     /// The status of a handler that panicked: a bug, which must cost no more than this call.

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use api::kv::{Event, EventType, KeyValue, ResponseHeader, TxnRequest};
-use api::store::WatchStream;
+use api::kv::{EventType, KeyValue, ResponseHeader, TxnRequest};
+use api::store::{Events, WatchStream};
 use api::{LeaseId, Revision, Store};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
@@ -154,7 +154,7 @@ struct Observer<S: Store> {
 struct Leader<W> {
     watch: queue::Watch<W>,
     /// What it did since, as far as it is read.
-    events: Arc<[Event]>,
+    events: Arc<Events>,
     /// How many of those were told of.
     told: usize,
 }
@@ -191,8 +191,8 @@ impl<S: Store> Observer<S> {
             }
         };
         self.leader = Some(Leader {
-            watch: queue::Watch::new(&self.store, &kv.key, None, header.revision + 1)?,
-            events: Arc::new([]),
+            watch: queue::Watch::new(&self.store, &kv.key, None, header.revision + 1).await?,
+            events: Events::new(Vec::new()),
             told: 0,
         });
         Ok(LeaderResponse {
@@ -204,7 +204,7 @@ impl<S: Store> Observer<S> {
 
 /// The first key that is put under a prefix; `None` if that history was compacted away.
 async fn first_put<S: Store>(store: &S, prefix: &Bytes, start_revision: Revision) -> Result<Option<KeyValue>, Status> {
-    let mut watch = queue::Watch::new(store, prefix, Some(prefix), start_revision)?;
+    let mut watch = queue::Watch::new(store, prefix, Some(prefix), start_revision).await?;
     while let Some(events) = watch.next().await {
         let put = events.iter().find(|event| event.r#type() == EventType::Put);
         if let Some(kv) = put.and_then(|event| event.kv.clone()) {

@@ -1,8 +1,8 @@
 //! The KV service.
 
 use api::kv::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, KeyValue, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, SortOrder, SortTarget, TxnRequest, TxnResponse,
 };
 use api::{Store, store::ScanRequest};
 use bytes::{Bytes, BytesMut};
@@ -11,6 +11,8 @@ use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::call::ByLearner;
+use super::for_client;
+use super::slow::Slow;
 use super::status::status;
 use crate::proto::etcdserverpb::{RangeStreamResponse, kv_server};
 
@@ -18,62 +20,71 @@ use crate::proto::etcdserverpb::{RangeStreamResponse, kv_server};
 const FIRST_PART_KEYS: usize = 10;
 
 /// Answers KV calls from a store.
-pub(super) struct Kv<S>(pub(super) S);
+pub(crate) struct Kv<S>(pub(super) S);
 
 #[tonic::async_trait]
 impl<S: Store> kv_server::Kv for Kv<S> {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         let by_learner = request.extensions().get::<ByLearner>().is_some();
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
         if by_learner && !request.serializable {
             return Err(status(api::Error::NotSupportedForLearner));
         }
         request.validate().map_err(status)?;
-        self.0.range(request).await.map(Response::new).map_err(status)
+        let _slow = Slow::range(self.0.limits().slow_request, &request);
+        store.range(request).await.map(Response::new).map_err(status)
     }
 
     async fn range_stream(
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<BoxStream<'static, Result<RangeStreamResponse, Status>>>, Status> {
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
         request.validate().map_err(status)?;
         check_streamable(&request)?;
-        let parts = Parts::new(self.0.clone(), request);
+        let parts = Parts::new(store.into_owned(), request);
         Ok(Response::new(Box::pin(stream::try_unfold(parts, Parts::next))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
         request.validate().map_err(status)?;
-        self.0.put(request).await.map(Response::new).map_err(status)
+        let _slow = Slow::put(self.0.limits().slow_request, &request);
+        store.put(request).await.map(Response::new).map_err(status)
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
         request.validate().map_err(status)?;
-        self.0.delete_range(request).await.map(Response::new).map_err(status)
+        let _slow = Slow::delete_range(self.0.limits().slow_request, &request);
+        store.delete_range(request).await.map(Response::new).map_err(status)
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
         request.validate(self.0.limits().txn_ops_max).map_err(status)?;
-        self.0.txn(request).await.map(Response::new).map_err(status)
+        let _slow = Slow::txn(self.0.limits().slow_request, &request);
+        store.txn(request).await.map(Response::new).map_err(status)
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
         request.validate().map_err(status)?;
-        self.0.compact(request).await.map(Response::new).map_err(status)
+        store.compact(request).await.map(Response::new).map_err(status)
     }
 }
 
 /// A stream is read in key order and cannot skip: etcd refuses what would need more.
 fn check_streamable(request: &RangeRequest) -> Result<(), Status> {
-    use api::kv::{SortOrder, SortTarget};
     let unsorted = request.sort_order == SortOrder::None as i32;
     let by_ascending_key =
         request.sort_target == SortTarget::Key as i32 && request.sort_order == SortOrder::Ascend as i32;
@@ -157,7 +168,7 @@ impl<S: Store> Parts<S> {
                 range_end: self.request.range_end.clone(),
                 revision: self.request.revision,
                 serializable: self.request.serializable,
-                keys_only: self.request.keys_only,
+                keys_only: self.request.keys_only && !self.sorts_by_value(),
                 keys_max,
                 // etcd has no such bound; without it one part could hold ever so many large values.
                 bytes_max: part_bytes.saturating_mul(2),
@@ -173,8 +184,10 @@ impl<S: Store> Parts<S> {
         if let Some(last) = page.kvs.last() {
             self.request.key = successor(&last.key);
         }
+        let mut kvs = page.kvs;
+        self.sort(&mut kvs);
         let mut part = RangeResponse {
-            kvs: page.kvs,
+            kvs,
             ..Default::default()
         };
         self.done = !page.more || self.sent >= self.request.limit;
@@ -189,6 +202,29 @@ impl<S: Store> Parts<S> {
             self.part_keys = next_part_keys(keys_max, part.encoded_len(), part_bytes);
         }
         Ok(part)
+    }
+
+    /// As etcd does: a target without an order sorts each part by itself.
+    fn sort(&self, kvs: &mut [KeyValue]) {
+        match self.sort_target() {
+            SortTarget::Key => {}
+            SortTarget::Version => kvs.sort_by_key(|kv| kv.version),
+            SortTarget::Create => kvs.sort_by_key(|kv| kv.create_revision),
+            SortTarget::Mod => kvs.sort_by_key(|kv| kv.mod_revision),
+            SortTarget::Value => kvs.sort_by(|a, b| a.value.cmp(&b.value)),
+        }
+        if self.request.keys_only {
+            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        }
+    }
+
+    fn sorts_by_value(&self) -> bool {
+        self.sort_target() == SortTarget::Value
+    }
+
+    fn sort_target(&self) -> SortTarget {
+        // The request was validated.
+        SortTarget::try_from(self.request.sort_target).unwrap_or(SortTarget::Key)
     }
 
     async fn count_rest(&self) -> api::Result<i64> {

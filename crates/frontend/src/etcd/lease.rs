@@ -9,6 +9,7 @@ use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::for_client;
 use super::status::status;
 use crate::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseTimeToLiveRequest, lease_server};
 
@@ -18,7 +19,8 @@ pub(super) struct Lease<S>(pub(super) S);
 #[tonic::async_trait]
 impl<S: Store> lease_server::Lease for Lease<S> {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
-        let granted = self.0.lease_grant(request.into_inner()).await;
+        let store = for_client(&self.0, &request);
+        let granted = store.lease_grant(request.into_inner()).await;
         granted.map(Response::new).map_err(status)
     }
 
@@ -26,7 +28,8 @@ impl<S: Store> lease_server::Lease for Lease<S> {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let revoked = self.0.lease_revoke(request.into_inner()).await;
+        let store = for_client(&self.0, &request);
+        let revoked = store.lease_revoke(request.into_inner()).await;
         revoked.map(Response::new).map_err(status)
     }
 
@@ -35,7 +38,7 @@ impl<S: Store> lease_server::Lease for Lease<S> {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<BoxStream<'static, Result<LeaseKeepAliveResponse, Status>>>, Status> {
-        let store = self.0.clone();
+        let store = for_client(&self.0, &request).into_owned();
         let replies = request.into_inner().and_then(move |request| {
             let store = store.clone();
             async move { store.lease_keep_alive(request.id).await.map_err(status) }
@@ -47,12 +50,17 @@ impl<S: Store> lease_server::Lease for Lease<S> {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
-        let left = self.0.lease_time_to_live(request.id, request.keys).await;
+        let left = store.lease_time_to_live(request.id, request.keys).await;
         left.map(Response::new).map_err(status)
     }
 
-    async fn lease_leases(&self, _: Request<LeaseLeasesRequest>) -> Result<Response<LeaseLeasesResponse>, Status> {
-        self.0.lease_leases().await.map(Response::new).map_err(status)
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let store = for_client(&self.0, &request);
+        store.lease_leases().await.map(Response::new).map_err(status)
     }
 }

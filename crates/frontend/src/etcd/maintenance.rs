@@ -1,14 +1,21 @@
 //! The Maintenance service.
 
+use std::task::Poll;
+
 use api::kv::{AlarmAction, AlarmRequest, AlarmResponse, AlarmType};
 use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use api::store::{BackupStream, DowngradeStep};
 use api::{Error, Store};
+use futures::stream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use super::for_client;
 use super::status::status;
 use crate::proto::etcdserverpb::{
-    DowngradeInfo, HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
-    maintenance_server,
+    DefragmentRequest, DefragmentResponse, DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest,
+    HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
+    SnapshotResponse, StatusRequest, StatusResponse, downgrade_request, maintenance_server,
 };
 
 /// Answers Maintenance calls from a store.
@@ -16,7 +23,59 @@ pub(super) struct Maintenance<S>(pub(super) S);
 
 #[tonic::async_trait]
 impl<S: Store> maintenance_server::Maintenance for Maintenance<S> {
+    async fn snapshot(
+        &self,
+        request: Request<SnapshotRequest>,
+    ) -> Result<Response<BoxStream<SnapshotResponse>>, Status> {
+        let mut backup = for_client(&self.0, &request).backup().await.map_err(status)?;
+        let messages = stream::poll_fn(move |context| {
+            let next = std::task::ready!(backup.poll_next(context));
+            Poll::Ready(next.map(|chunk| {
+                let chunk = chunk.map_err(status)?;
+                Ok(SnapshotResponse {
+                    header: None,
+                    remaining_bytes: chunk.remaining_bytes,
+                    blob: chunk.bytes,
+                    version: ETCD_CLUSTER_VERSION.to_owned(),
+                })
+            }))
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let hashed = for_client(&self.0, &request).hash().await.map_err(status)?;
+        Ok(Response::new(HashResponse {
+            header: Some(hashed.header),
+            hash: hashed.hash,
+        }))
+    }
+
+    async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        for_client(&self.0, &request).defragment().await.map_err(status)?;
+        Ok(Response::new(DefragmentResponse { header: None }))
+    }
+
+    async fn downgrade(&self, request: Request<DowngradeRequest>) -> Result<Response<DowngradeResponse>, Status> {
+        use downgrade_request::DowngradeAction;
+        let store = for_client(&self.0, &request);
+        let DowngradeRequest { action, version } = request.into_inner();
+        let step = match DowngradeAction::try_from(action) {
+            Ok(DowngradeAction::Validate) => DowngradeStep::Validate(version),
+            Ok(DowngradeAction::Enable) => DowngradeStep::Enable(version),
+            Ok(DowngradeAction::Cancel) => DowngradeStep::Cancel,
+            // What reaches the wire from etcd.
+            Err(_) => return Err(Status::unknown("etcdserver: unknown method")),
+        };
+        let done = store.downgrade(step).await.map_err(status)?;
+        Ok(Response::new(DowngradeResponse {
+            header: Some(done.header),
+            version: done.version,
+        }))
+    }
+
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        let store = for_client(&self.0, &request);
         let request = request.into_inner();
         // What is not known must not get into the log. etcd lets it, and panics where an action means nothing to it.
         let Ok(action) = AlarmAction::try_from(request.action) else {
@@ -25,11 +84,12 @@ impl<S: Store> maintenance_server::Maintenance for Maintenance<S> {
         if action == AlarmAction::Activate && AlarmType::try_from(request.alarm).is_err() {
             return Err(Status::invalid_argument("metastore: unknown alarm type"));
         }
-        self.0.alarm(request).await.map(Response::new).map_err(status)
+        store.alarm(request).await.map(Response::new).map_err(status)
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
-        let hashed = self.0.hash_kv(request.into_inner().revision).await.map_err(status)?;
+        let store = for_client(&self.0, &request);
+        let hashed = store.hash_kv(request.into_inner().revision).await.map_err(status)?;
         Ok(Response::new(HashKvResponse {
             header: Some(hashed.header),
             hash: hashed.hash,
@@ -39,20 +99,24 @@ impl<S: Store> maintenance_server::Maintenance for Maintenance<S> {
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        let store = for_client(&self.0, &request);
+        store.check_admin().await.map_err(status)?;
         // A follower does not pass it on: asking the wrong member is an error, before whom to move it to is looked at.
-        let now = self.0.status();
+        let now = store.status();
         if now.leader != now.header.member_id {
             return Err(status(Error::NotLeader));
         }
-        self.0
+        store
             .move_leader(request.into_inner().target_id)
             .await
             .map_err(status)?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let status = self.0.status();
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let store = for_client(&self.0, &request);
+        store.check_user().await.map_err(status)?;
+        let status = store.status();
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Ok(Response::new(StatusResponse {
             version: ETCD_VERSION.to_owned(),
@@ -66,7 +130,10 @@ impl<S: Store> maintenance_server::Maintenance for Maintenance<S> {
             is_learner: status.is_learner,
             storage_version: ETCD_CLUSTER_VERSION.to_owned(),
             db_size_quota: signed(status.db_quota_bytes),
-            downgrade_info: Some(DowngradeInfo::default()),
+            downgrade_info: Some(DowngradeInfo {
+                enabled: status.downgrade_target.is_some(),
+                target_version: status.downgrade_target.unwrap_or_default(),
+            }),
             header: Some(status.header),
         }))
     }

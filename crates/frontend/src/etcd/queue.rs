@@ -7,11 +7,11 @@
 use std::future::poll_fn;
 
 use api::kv::{
-    Compare, CompareResult, CompareTarget, DeleteRangeRequest, Event, EventType, KeyValue, LeaseGrantRequest,
-    PutRequest, RangeRequest, RequestOp, RequestOpKind, ResponseHeader, ResponseOp, ResponseOpKind, SortOrder,
-    SortTarget, TargetUnion, TxnRequest, TxnResponse,
+    Compare, CompareResult, CompareTarget, DeleteRangeRequest, EventType, KeyValue, LeaseGrantRequest, PutRequest,
+    RangeRequest, RequestOp, RequestOpKind, ResponseHeader, ResponseOp, ResponseOpKind, SortOrder, SortTarget,
+    TargetUnion, TxnRequest, TxnResponse,
 };
-use api::store::{WatchCreate, WatchError, WatchOutput, WatchStream};
+use api::store::{Events, WatchCreate, WatchError, WatchOutput, WatchStream};
 use api::{LeaseId, Revision, Store};
 use bytes::Bytes;
 use tonic::Status;
@@ -156,7 +156,7 @@ pub(super) async fn wait<S: Store>(store: &S, prefix: &Bytes, revision_max: Revi
             return Ok(());
         };
         let read_at = revision(before.header.as_ref());
-        let mut watch = Watch::new(store, &last.key, None, read_at)?;
+        let mut watch = Watch::new(store, &last.key, None, read_at).await?;
         // Where history was compacted away meanwhile, a new read tells what has become of the key.
         while let Some(events) = watch.next().await {
             if events.iter().any(|event| event.r#type() == EventType::Delete) {
@@ -175,13 +175,13 @@ pub(super) struct Watch<W> {
 
 impl<W: WatchStream> Watch<W> {
     /// Events at and after `start_revision`; of `key`, or of all keys that begin with it if it is a `prefix`.
-    pub(super) fn new<S: Store<Watch = W>>(
+    pub(super) async fn new<S: Store<Watch = W>>(
         store: &S,
         key: &Bytes,
         prefix: Option<&Bytes>,
         start_revision: Revision,
     ) -> Result<Self, Status> {
-        let mut stream = store.watch();
+        let mut stream = store.watch().await;
         let created = stream.create(WatchCreate {
             key: key.clone(),
             range_end: prefix.map_or_else(Bytes::new, |prefix| prefix_end(prefix)),
@@ -193,7 +193,7 @@ impl<W: WatchStream> Watch<W> {
     }
 
     /// The next events; `None` once their history was compacted away.
-    pub(super) async fn next(&mut self) -> Option<std::sync::Arc<[Event]>> {
+    pub(super) async fn next(&mut self) -> Option<std::sync::Arc<Events>> {
         loop {
             match poll_fn(|context| self.stream.poll_next(context)).await {
                 WatchOutput::Events { revision, events, .. } => {

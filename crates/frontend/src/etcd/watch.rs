@@ -3,28 +3,38 @@
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use api::kv::{Event, ResponseHeader};
-use api::store::{WatchCreate, WatchCreated, WatchOutput, WatchStream};
+use api::store::{Events, WatchCreate, WatchCreated, WatchOutput, WatchStream};
 use api::{Revision, Store};
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use futures::Stream;
-use futures::stream::BoxStream;
 use prost::Message;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tonic::body::Body;
+use tonic::codec::{BufferSettings, EncodeBuf, Encoder};
+use tonic::codegen::BoxFuture;
+use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::codec::{Codec, Decoder};
+use super::for_client;
+use crate::BoxError;
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
-use crate::proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse, watch_server};
+use crate::proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 
 /// The id in replies that are about no watcher, or about all of the stream's.
 const NO_WATCHER: i64 = -1;
 
 /// How much a stream may do before other tasks of its thread get a turn: requests read and replies sent.
 const STEPS_PER_TURN: u32 = 64;
+
+/// How many outputs are sent between two looks at what the client asks: a look costs as much as an output.
+const OUTPUTS_PER_REQUEST: u32 = 8;
 
 /// The shortest time between progress notifications (etcd's `minWatchProgressInterval`).
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -33,16 +43,97 @@ const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 const COMPACTED_REMEMBERED_MAX: usize = 1024;
 
 /// Answers Watch calls from a store.
+#[derive(Clone)]
 pub(super) struct Watch<S>(pub(super) S);
 
-#[tonic::async_trait]
-impl<S: Store> watch_server::Watch for Watch<S> {
-    async fn watch(
-        &self,
-        request: Request<Streaming<WatchRequest>>,
-    ) -> Result<Response<BoxStream<'static, Result<WatchResponse, Status>>>, Status> {
-        let session = Session::new(self.0.clone(), request.into_inner());
-        Ok(Response::new(Box::pin(session)))
+impl<S: Store> Watch<S> {
+    /// Answers a call of the service's only method. The generated server would want events in its own message, where no
+    /// two watchers can share them.
+    pub(super) async fn serve<B>(self, request: http::Request<B>, receive_max: usize) -> http::Response<Body>
+    where
+        B: hyper::body::Body + Send + 'static,
+        B::Error: Into<BoxError> + Send,
+    {
+        Grpc::new(ReplyCodec::default())
+            .max_decoding_message_size(receive_max)
+            .max_encoding_message_size(usize::MAX)
+            .streaming(self, request)
+            .await
+    }
+}
+
+impl<S: Store> StreamingService<WatchRequest> for Watch<S> {
+    type Response = Reply;
+    type ResponseStream = Session<S, Streaming<WatchRequest>>;
+    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
+
+    fn call(&mut self, request: Request<Streaming<WatchRequest>>) -> Self::Future {
+        let store = for_client(&self.0, &request).into_owned();
+        Box::pin(async move {
+            let watchers = store.watch().await;
+            Ok(Response::new(Session::new(store, watchers, request.into_inner())))
+        })
+    }
+}
+
+/// A `WatchResponse` on its way out.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// All of it, but for `events`.
+    head: WatchResponse,
+    /// What comes after, encoded once for all watchers that get the same.
+    events: Option<Arc<Events>>,
+}
+
+impl From<WatchResponse> for Reply {
+    fn from(head: WatchResponse) -> Self {
+        Reply { head, events: None }
+    }
+}
+
+/// Encodes replies, decodes requests as every other call does.
+#[derive(Debug, Default)]
+struct ReplyCodec {
+    requests: Codec<WatchResponse, WatchRequest>,
+}
+
+impl tonic::codec::Codec for ReplyCodec {
+    type Encode = Reply;
+    type Decode = WatchRequest;
+    type Encoder = ReplyEncoder;
+    type Decoder = Decoder<WatchRequest>;
+
+    fn encoder(&mut self) -> ReplyEncoder {
+        ReplyEncoder {
+            settings: self.requests.encoder().buffer_settings(),
+        }
+    }
+
+    fn decoder(&mut self) -> Decoder<WatchRequest> {
+        self.requests.decoder()
+    }
+}
+
+struct ReplyEncoder {
+    settings: BufferSettings,
+}
+
+impl Encoder for ReplyEncoder {
+    type Item = Reply;
+    type Error = Status;
+
+    fn encode(&mut self, Reply { head, events }: Reply, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let events = events.as_ref().map(|events| events.encoded());
+        buffer.reserve(head.encoded_len() + events.map_or(0, Bytes::len));
+        head.encode_raw(buffer);
+        if let Some(events) = events {
+            buffer.put_slice(events);
+        }
+        Ok(())
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.settings
     }
 }
 
@@ -51,13 +142,13 @@ impl<S: Store> watch_server::Watch for Watch<S> {
 /// It is polled only while the connection has room for what it returns, and takes the next request or output only when
 /// `replies` is empty: it holds one request's reply or one output at a time, however slow the client reads. What the
 /// client does not take stays in the store.
-struct Session<S: Store, R> {
+pub(super) struct Session<S: Store, R> {
     store: S,
     watchers: S::Watch,
     /// `None` once the client has said that it will ask nothing more; its watchers live on.
     requests: Option<R>,
     /// Ready to be sent, in this order.
-    replies: VecDeque<WatchResponse>,
+    replies: VecDeque<Reply>,
     /// Watchers whose large replies may be split.
     fragmented: HashSet<i64>,
     /// Watchers that compaction ended and the client has not cancelled yet.
@@ -65,15 +156,17 @@ struct Session<S: Store, R> {
     /// Runs from the first watcher on that asked for progress notifications.
     progress: Option<Interval>,
     steps: u32,
+    /// How many outputs to take before the client is asked again; 0 for now.
+    outputs_before_request: u32,
 }
 
 /// Nothing in it is ever pinned.
 impl<S: Store, R> Unpin for Session<S, R> {}
 
 impl<S: Store, R> Session<S, R> {
-    fn new(store: S, requests: R) -> Self {
+    fn new(store: S, watchers: S::Watch, requests: R) -> Self {
         Session {
-            watchers: store.watch(),
+            watchers,
             store,
             requests: Some(requests),
             replies: VecDeque::new(),
@@ -81,6 +174,7 @@ impl<S: Store, R> Session<S, R> {
             compacted: HashSet::new(),
             progress: None,
             steps: 0,
+            outputs_before_request: 0,
         }
     }
 
@@ -132,7 +226,7 @@ impl<S: Store, R> Session<S, R> {
                 ..Default::default()
             },
         };
-        self.replies.push_back(reply);
+        self.replies.push_back(reply.into());
     }
 
     fn cancel(&mut self, watch_id: i64) {
@@ -141,12 +235,13 @@ impl<S: Store, R> Session<S, R> {
             return;
         }
         self.fragmented.remove(&watch_id);
-        self.replies.push_back(WatchResponse {
+        let reply = WatchResponse {
             header: Some(self.store.header()),
             watch_id,
             canceled: true,
             ..Default::default()
-        });
+        };
+        self.replies.push_back(reply.into());
     }
 
     fn take(&mut self, output: WatchOutput) {
@@ -155,10 +250,10 @@ impl<S: Store, R> Session<S, R> {
                 watch_id,
                 revision,
                 events,
-            } => self.send_events(watch_id, revision, &events),
+            } => self.send_events(watch_id, revision, events),
             WatchOutput::Progress { watch_id, revision } => {
                 let reply = self.reply(watch_id, revision);
-                self.replies.push_back(reply);
+                self.replies.push_back(reply.into());
             }
             WatchOutput::Compacted {
                 watch_id,
@@ -173,7 +268,7 @@ impl<S: Store, R> Session<S, R> {
                     compact_revision,
                     ..self.reply(watch_id, 0)
                 };
-                self.replies.push_back(reply);
+                self.replies.push_back(reply.into());
             }
         }
     }
@@ -189,20 +284,25 @@ impl<S: Store, R> Session<S, R> {
         }
     }
 
-    fn send_events(&mut self, watch_id: i64, revision: Revision, events: &[Event]) {
+    fn send_events(&mut self, watch_id: i64, revision: Revision, events: Arc<Events>) {
         let reply = self.reply(watch_id, revision);
         let ends = if self.fragmented.contains(&watch_id) {
-            fragment_ends(&reply, events, self.store.limits().grpc_receive_bytes_max())
+            fragment_ends(&reply, &events, self.store.limits().grpc_receive_bytes_max())
         } else {
-            vec![events.len()]
+            Vec::new()
         };
+        if ends.len() < 2 {
+            let events = Some(events);
+            return self.replies.push_back(Reply { head: reply, events });
+        }
         let mut start = 0;
         for end in ends {
-            self.replies.push_back(WatchResponse {
+            let fragment = WatchResponse {
                 fragment: end < events.len(),
                 events: events[start..end].to_vec(),
                 ..reply.clone()
-            });
+            };
+            self.replies.push_back(fragment.into());
             start = end;
         }
     }
@@ -212,10 +312,12 @@ impl<S: Store, R> Stream for Session<S, R>
 where
     R: Stream<Item = Result<WatchRequest, Status>> + Unpin,
 {
-    type Item = Result<WatchResponse, Status>;
+    type Item = Result<Reply, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        // Whether the client was asked since this was called, so that its next request wakes us.
+        let mut asked = false;
         loop {
             if this.steps >= STEPS_PER_TURN {
                 this.steps = 0;
@@ -226,8 +328,10 @@ where
             if let Some(reply) = this.replies.pop_front() {
                 return Poll::Ready(Some(Ok(reply)));
             }
-            // Requests before outputs: a cancelled watcher should send no more, and what the client asks costs little.
-            if let Some(requests) = &mut this.requests {
+            // Requests before outputs: a cancelled watcher should send little more.
+            if this.outputs_before_request == 0
+                && let Some(requests) = &mut this.requests
+            {
                 match Pin::new(requests).poll_next(context) {
                     Poll::Ready(Some(Ok(request))) => {
                         this.handle(request);
@@ -237,6 +341,8 @@ where
                     Poll::Ready(None) => this.requests = None,
                     Poll::Pending => {}
                 }
+                asked = true;
+                this.outputs_before_request = OUTPUTS_PER_REQUEST;
             }
             if let Some(progress) = &mut this.progress {
                 while progress.poll_tick(context).is_ready() {
@@ -244,11 +350,15 @@ where
                 }
             }
             match this.watchers.poll_next(context) {
-                Poll::Ready(output) => this.take(output),
-                Poll::Pending => {
+                Poll::Ready(output) => {
+                    this.outputs_before_request = this.outputs_before_request.saturating_sub(1);
+                    this.take(output);
+                }
+                Poll::Pending if asked || this.requests.is_none() => {
                     this.steps = 0;
                     return Poll::Pending;
                 }
+                Poll::Pending => this.outputs_before_request = 0,
             }
         }
     }

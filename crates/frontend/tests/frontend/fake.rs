@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
+use api::auth::{self, AuthenticateRequest, AuthenticateResponse};
+use api::codec::Action;
 use api::kv::*;
 use api::store::{
-    HashKv, MemberList, ScanPage, ScanRequest, Status, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
+    BackupChunk, BackupStream, DatabaseHash, Downgrade, DowngradeStep, Events, HashKv, MemberList, ScanPage,
+    ScanRequest, Standing, Status, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
 };
 use api::{Credentials, Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
 use bytes::Bytes;
@@ -14,6 +17,8 @@ use bytes::Bytes;
 #[derive(Clone)]
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
+    /// What puts of the key "wait" wait for.
+    pub(crate) release: Arc<tokio::sync::Notify>,
     limits: Arc<Limits>,
 }
 
@@ -41,7 +46,7 @@ pub(crate) struct State {
     /// How many outputs watch streams have given away.
     pub(crate) outputs: usize,
     revision: Revision,
-    log: Vec<(Revision, Arc<[Event]>)>,
+    log: Vec<(Revision, Arc<Events>)>,
     watchers: Vec<Waker>,
 }
 
@@ -86,6 +91,7 @@ impl Fake {
                 log: Vec::new(),
                 watchers: Vec::new(),
             })),
+            release: Arc::default(),
             limits: Arc::new(limits),
         }
     }
@@ -122,7 +128,7 @@ impl Fake {
 impl State {
     fn append(&mut self, events: Vec<Event>) -> Revision {
         self.revision += 1;
-        self.log.push((self.revision, events.into()));
+        self.log.push((self.revision, Events::new(events)));
         for waker in self.watchers.drain(..) {
             waker.wake();
         }
@@ -228,10 +234,42 @@ impl State {
 
 impl Store for Fake {
     type Watch = FakeWatch;
+    type Backup = FakeBackup;
 
     fn on_behalf_of(&self, credentials: Credentials) -> Self {
         self.state().acted_for.push(credentials);
         self.clone()
+    }
+
+    async fn on_behalf_of_user(&self, _: AuthenticateRequest) -> Result<Self> {
+        Ok(self.clone())
+    }
+
+    async fn check_user(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn check_admin(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn authenticate(&self, _: AuthenticateRequest) -> Result<AuthenticateResponse> {
+        Err(Error::AuthNotEnabled)
+    }
+
+    /// Knows no users or roles.
+    async fn auth<R: auth::Request>(&self, request: R) -> Result<R::Response> {
+        match request.into_action() {
+            Action::AuthStatus(_) => {
+                let response = auth::AuthStatusResponse {
+                    header: Some(self.header()),
+                    enabled: false,
+                    auth_revision: auth::FIRST_AUTH_REVISION,
+                };
+                Ok(R::response(auth::Answer::AuthStatus(response)).expect("it was asked for"))
+            }
+            _ => Err(Error::UserNotFound),
+        }
     }
 
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse> {
@@ -279,6 +317,9 @@ impl Store for Fake {
     }
 
     async fn put(&self, request: PutRequest) -> Result<PutResponse> {
+        if &*request.key == b"wait" {
+            self.release.notified().await;
+        }
         let mut state = self.state();
         state.check(0)?;
         let key = String::from_utf8(request.key.to_vec()).expect("tests use text for keys");
@@ -402,7 +443,7 @@ impl Store for Fake {
         })
     }
 
-    fn watch(&self) -> FakeWatch {
+    async fn watch(&self) -> FakeWatch {
         FakeWatch {
             store: self.clone(),
             watchers: Vec::new(),
@@ -481,8 +522,44 @@ impl Store for Fake {
         })
     }
 
+    async fn hash(&self) -> Result<DatabaseHash> {
+        let state = self.state();
+        state.check(0)?;
+        let header = state.header();
+        Ok(DatabaseHash { header, hash: 77 })
+    }
+
+    async fn backup(&self) -> Result<FakeBackup> {
+        self.state().check(0)?;
+        Ok(FakeBackup { remaining: 3 })
+    }
+
+    async fn defragment(&self) -> Result<()> {
+        self.state().check(0).map(drop)
+    }
+
+    async fn downgrade(&self, step: DowngradeStep) -> Result<Downgrade> {
+        let mut state = self.state();
+        state.check(0)?;
+        match step {
+            DowngradeStep::Validate(version) if version != "3.6.0" => return Err(Error::InvalidDowngradeTargetVersion),
+            DowngradeStep::Validate(_) => {}
+            DowngradeStep::Enable(version) => state.status.downgrade_target = Some(version),
+            DowngradeStep::Cancel => state.status.downgrade_target = None,
+        }
+        Ok(Downgrade {
+            header: state.header(),
+            version: "3.7".to_owned(),
+        })
+    }
+
     fn status(&self) -> Status {
         self.state().status.clone()
+    }
+
+    fn standing(&self) -> Standing {
+        let Status { leader, is_learner, .. } = self.state().status;
+        Standing { leader, is_learner }
     }
 
     fn header(&self) -> ResponseHeader {
@@ -587,7 +664,7 @@ impl WatchStream for FakeWatch {
                     let output = WatchOutput::Events {
                         watch_id: watcher.id,
                         revision: *revision,
-                        events: events.into(),
+                        events: Events::new(events),
                     };
                     state.outputs += 1;
                     return Poll::Ready(output);
@@ -602,5 +679,21 @@ impl WatchStream for FakeWatch {
         }
         state.watchers.push(context.waker().clone());
         Poll::Pending
+    }
+}
+
+/// Three chunks of a file and its hash, and then an end.
+pub(crate) struct FakeBackup {
+    remaining: u64,
+}
+
+impl BackupStream for FakeBackup {
+    fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<BackupChunk>>> {
+        let Some(remaining_bytes) = self.remaining.checked_sub(1) else {
+            return Poll::Ready(None);
+        };
+        self.remaining = remaining_bytes;
+        let bytes = vec![remaining_bytes as u8; 2].into();
+        Poll::Ready(Some(Ok(BackupChunk { bytes, remaining_bytes })))
     }
 }

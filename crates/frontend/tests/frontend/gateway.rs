@@ -217,11 +217,11 @@ async fn errors_are_those_of_grpc_gateway() {
         ("/v3/kv/range/", "{}", 404, 5, "Not Found"),
         ("/v3/election/leader", "{}", 500, 2, "election: no leader"),
         (
-            "/v3/maintenance/defragment",
+            "/v3/auth/user/list",
             "",
             501,
             12,
-            "metastore: Maintenance.Defragment is not available in this release",
+            "metastore: Auth.UserList is not available in this release",
         ),
     ] {
         let (actual, text) = call(&frontend, path, body).await;

@@ -1,5 +1,6 @@
 //! KV, Lease, Auth and health calls, and Status.
 
+use api::auth::{AuthStatusRequest, AuthenticateRequest};
 use api::kv::*;
 use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use api::{Error, Limits};

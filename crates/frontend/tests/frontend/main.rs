@@ -2,6 +2,7 @@
 
 mod call;
 mod cluster;
+mod connection;
 mod fake;
 mod gateway;
 mod http;

@@ -4,7 +4,10 @@ use api::kv::{AlarmAction, AlarmMember, AlarmRequest, AlarmType};
 use api::{Error, Limits, Store};
 use metastore_frontend::Options;
 use metastore_frontend::proto::etcdserverpb::maintenance_client::MaintenanceClient;
-use metastore_frontend::proto::etcdserverpb::{HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse};
+use metastore_frontend::proto::etcdserverpb::{
+    DefragmentRequest, DowngradeRequest, HashKvRequest, HashKvResponse, HashRequest, MoveLeaderRequest,
+    MoveLeaderResponse, SnapshotRequest, StatusRequest,
+};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -109,4 +112,73 @@ async fn only_the_leader_hands_leadership_over() {
         let refused = maintenance.move_leader(MoveLeaderRequest { target_id: 77 }).await;
         assert_status(refused, code, error.message());
     }
+}
+
+#[tokio::test]
+async fn a_snapshot_comes_in_chunks_with_its_hash_last() {
+    let (store, mut maintenance) = client().await;
+    let mut snapshot = maintenance
+        .snapshot(SnapshotRequest {})
+        .await
+        .expect("begins")
+        .into_inner();
+    let mut chunks = Vec::new();
+    while let Some(chunk) = snapshot.message().await.expect("no error") {
+        assert_eq!(chunk.version, "3.7.0");
+        chunks.push((chunk.remaining_bytes, chunk.blob));
+    }
+    let expected: [(u64, bytes::Bytes); 3] = [2, 1, 0].map(|left| (left, vec![left as u8; 2].into()));
+    assert_eq!(chunks, expected);
+
+    store.state().failure = Some(Error::TooManyRequests);
+    let refused = maintenance.snapshot(SnapshotRequest {}).await.map(drop);
+    assert_eq!(
+        refused.expect_err("too many").message(),
+        Error::TooManyRequests.message()
+    );
+}
+
+#[tokio::test]
+async fn downgrades_and_hashes_go_to_the_store() {
+    let (store, mut maintenance) = client().await;
+    let request = |action: i32, version: &str| DowngradeRequest {
+        action,
+        version: version.to_owned(),
+    };
+    let reply = maintenance
+        .downgrade(request(0, "3.6.0"))
+        .await
+        .expect("valid")
+        .into_inner();
+    assert_eq!((reply.version.as_str(), reply.header), ("3.7", Some(store.header())));
+    assert_status(
+        maintenance.downgrade(request(0, "3.5.0")).await,
+        Code::InvalidArgument,
+        "etcdserver: invalid downgrade target version",
+    );
+    maintenance.downgrade(request(1, "3.6.0")).await.expect("noted");
+    let info = maintenance
+        .status(StatusRequest {})
+        .await
+        .expect("answers")
+        .into_inner()
+        .downgrade_info;
+    assert_eq!(
+        info.map(|info| (info.enabled, info.target_version)),
+        Some((true, "3.6.0".to_owned()))
+    );
+    maintenance.downgrade(request(2, "")).await.expect("forgotten");
+    assert_status(
+        maintenance.downgrade(request(3, "")).await,
+        Code::Unknown,
+        "etcdserver: unknown method",
+    );
+    let hashed = maintenance.hash(HashRequest {}).await.expect("hashes").into_inner();
+    assert_eq!((hashed.hash, hashed.header), (77, Some(store.header())));
+    let done = maintenance
+        .defragment(DefragmentRequest {})
+        .await
+        .expect("done")
+        .into_inner();
+    assert_eq!(done.header, None);
 }

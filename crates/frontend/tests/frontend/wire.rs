@@ -1,6 +1,6 @@
 //! Holds the hand-derived messages of crate `api` against the .proto files.
 
-use api::kv;
+use api::{auth, kv};
 use metastore_frontend::proto::DESCRIPTORS;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value};
@@ -72,17 +72,27 @@ fn check<T: Message + Default + PartialEq>(name: &str, pool: &DescriptorPool) {
 fn messages_of_api_are_etcds() {
     let pool = DescriptorPool::decode(DESCRIPTORS).expect("ours");
     macro_rules! check_all {
-        ($($package:literal: $($name:ident)*;)*) => {
-            $($(check::<kv::$name>(concat!($package, ".", stringify!($name)), &pool);)*)*
+        ($($module:ident in $package:literal: $($name:ident)*;)*) => {
+            $($(check::<$module::$name>(concat!($package, ".", stringify!($name)), &pool);)*)*
         };
     }
     check_all! {
-        "mvccpb": KeyValue Event;
-        "etcdserverpb": ResponseHeader RangeRequest RangeResponse PutRequest PutResponse DeleteRangeRequest
+        kv in "mvccpb": KeyValue Event;
+        kv in "etcdserverpb": ResponseHeader RangeRequest RangeResponse PutRequest PutResponse DeleteRangeRequest
             DeleteRangeResponse RequestOp ResponseOp Compare TxnRequest TxnResponse CompactionRequest
             CompactionResponse LeaseGrantRequest LeaseGrantResponse LeaseRevokeRequest LeaseRevokeResponse
             LeaseKeepAliveResponse LeaseTimeToLiveResponse LeaseStatus LeaseLeasesResponse Member AlarmRequest
             AlarmMember AlarmResponse;
+        auth in "authpb": User UserAddOptions Permission Role;
+        auth in "etcdserverpb": AuthEnableRequest AuthEnableResponse AuthDisableRequest AuthDisableResponse AuthStatusRequest
+            AuthStatusResponse AuthenticateRequest AuthenticateResponse AuthUserAddRequest AuthUserAddResponse
+            AuthUserGetRequest AuthUserGetResponse AuthUserListRequest AuthUserListResponse
+            AuthUserDeleteRequest AuthUserDeleteResponse AuthUserChangePasswordRequest
+            AuthUserChangePasswordResponse AuthUserGrantRoleRequest AuthUserGrantRoleResponse
+            AuthUserRevokeRoleRequest AuthUserRevokeRoleResponse AuthRoleAddRequest AuthRoleAddResponse
+            AuthRoleGetRequest AuthRoleGetResponse AuthRoleListRequest AuthRoleListResponse
+            AuthRoleDeleteRequest AuthRoleDeleteResponse AuthRoleGrantPermissionRequest
+            AuthRoleGrantPermissionResponse AuthRoleRevokePermissionRequest AuthRoleRevokePermissionResponse;
     }
 }
 
@@ -90,21 +100,22 @@ fn messages_of_api_are_etcds() {
 fn enumerations_of_api_are_etcds() {
     let pool = DescriptorPool::decode(DESCRIPTORS).expect("ours");
     macro_rules! check {
-        ($name:literal, $enumeration:ident: $($value:ident)*) => {
+        ($name:literal, $module:ident::$enumeration:ident: $($value:ident)*) => {
             let descriptor = pool.get_enum_by_name($name).expect($name);
             let etcds: Vec<_> = descriptor
                 .values()
                 .map(|value| (value.name().replace('_', "").to_lowercase(), value.number()))
                 .collect();
-            let ours = [$((stringify!($value).to_lowercase(), kv::$enumeration::$value as i32),)*];
+            let ours = [$((stringify!($value).to_lowercase(), $module::$enumeration::$value as i32),)*];
             assert_eq!(etcds, ours, $name);
         };
     }
-    check!("mvccpb.Event.EventType", EventType: Put Delete);
-    check!("etcdserverpb.RangeRequest.SortOrder", SortOrder: None Ascend Descend);
-    check!("etcdserverpb.RangeRequest.SortTarget", SortTarget: Key Version Create Mod Value);
-    check!("etcdserverpb.AlarmRequest.AlarmAction", AlarmAction: Get Activate Deactivate);
-    check!("etcdserverpb.AlarmType", AlarmType: None Nospace Corrupt);
-    check!("etcdserverpb.Compare.CompareResult", CompareResult: Equal Greater Less NotEqual);
-    check!("etcdserverpb.Compare.CompareTarget", CompareTarget: Version Create Mod Value Lease);
+    check!("mvccpb.Event.EventType", kv::EventType: Put Delete);
+    check!("etcdserverpb.RangeRequest.SortOrder", kv::SortOrder: None Ascend Descend);
+    check!("etcdserverpb.RangeRequest.SortTarget", kv::SortTarget: Key Version Create Mod Value);
+    check!("etcdserverpb.AlarmRequest.AlarmAction", kv::AlarmAction: Get Activate Deactivate);
+    check!("etcdserverpb.AlarmType", kv::AlarmType: None Nospace Corrupt);
+    check!("etcdserverpb.Compare.CompareResult", kv::CompareResult: Equal Greater Less NotEqual);
+    check!("etcdserverpb.Compare.CompareTarget", kv::CompareTarget: Version Create Mod Value Lease);
+    check!("authpb.Permission.Type", auth::PermissionType: Read Write Readwrite);
 }

@@ -37,7 +37,7 @@ impl TlsConfig {
         };
         config.client.validate().map_err(refused)?;
         config.peer.validate().map_err(refused)?;
-        for name in ["listen-client-urls", "listen-client-http-urls"] {
+        for name in ["listen-client-urls", "listen-client-http-urls", "listen-http-urls"] {
             check_client_urls(settings.urls(name), &config.client, notes)?;
         }
         check_peer_urls(settings.urls("listen-peer-urls"), &config.peer, notes)?;

@@ -84,7 +84,8 @@ fn command_line(args: &[String], settings: &mut Settings) -> Result<bool, Failur
         };
         let parsed = flag.kind.parse(value).map_err(|error| {
             Failure::syntax(format!(
-                "invalid value {value:?} for flag --{name}: {}",
+                // Go's words, dash included.
+                "invalid value {value:?} for flag -{name}: {}",
                 explain(flag, &error)
             ))
         })?;

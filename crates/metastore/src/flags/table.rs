@@ -103,8 +103,6 @@ pub struct Flag {
 const DISCOVERY: Status = Status::Refused("discovery of a cluster's members comes later");
 const DISCOVERY_UNUSED: Status = Status::NoEffect("discovery of a cluster's members comes later");
 const BBOLT: Status = Status::NoEffect("it tunes a storage file that MetaStore does not have");
-const AUTH_LATER: Status = Status::NoEffect("users, roles and tokens come later");
-const TRACING: Status = Status::NoEffect("distributed tracing comes later");
 const CHECKS: Status = Status::NoEffect("members compare their states all the time");
 
 const NUMBER: Kind = Kind::Number(u64::MAX);
@@ -156,14 +154,16 @@ pub const FLAGS: &[Flag] = &[
         "The client URLs that other members and clients are told."),
     flag(Member, "listen-client-http-urls", Urls, "", "", Works,
         "Where to listen for HTTP alone; --listen-client-urls then serves gRPC alone."),
+    flag(Member, "listen-http-urls", Urls, "", "", Works,
+        "Where to listen for the HTTP API alone, which --listen-client-urls serves too. https URLs take the client port's certificates."),
     flag(Member, "listen-peer-urls", Urls, "http://localhost:2380", "", Works,
         "Where to listen for the other members."),
     flag(Member, "heartbeat-interval", NUMBER, "100", "milliseconds", Works, "Time between two heartbeats of a leader."),
     flag(Member, "election-timeout", NUMBER, "1000", "milliseconds", Works,
         "Time without a leader after which an election starts. At least 5 heartbeats, at most 50000."),
     flag(Member, "initial-election-tick-advance", Bool, "true", "", NoEffect("a member that is alone elects itself at once, and others wait one election timeout"), "Shorten the first election after a start."),
-    flag(Member, "quota-backend-bytes", Bytes, "0", "bytes", NoEffect("the quota comes later; --disk-reserve-bytes already keeps the disk from filling up"),
-        "Size of the stored data at which writes are refused."),
+    flag(Member, "quota-backend-bytes", Bytes, "0", "bytes", Works,
+        "Size of the data, with its history, at which writes are refused and an alarm is raised. 0 means as much as the disk has room for above --disk-reserve-bytes."),
     flag(Member, "max-txn-ops", NUMBER, "128", "operations", Works, "Most operations, and most compares, in one transaction."),
     flag(Member, "max-request-bytes", Bytes, "1572864", "bytes", Works, "Largest request that a client may send."),
     flag(Member, "max-concurrent-streams", U32, "4294967295", "streams", Works, "Most calls at a time on one client connection."),
@@ -177,7 +177,7 @@ pub const FLAGS: &[Flag] = &[
     flag(Member, "watch-progress-notify-interval", Duration, "0s", "", Works,
         "Time between two progress notices to a watcher that asked for them and has no events. 0 means 10m."),
     flag(Member, "enable-grpc-gateway", Bool, "true", "", Works, "Serve the gRPC calls as JSON over HTTP too."),
-    flag(Member, "feature-gates", Gates, "", "", NoEffect("no gate changes anything here yet"), "Switch etcd's optional features on or off."),
+    flag(Member, "feature-gates", Gates, "", "", Works, "Switch etcd's optional features on or off; the log says of each why it changes nothing here."),
 
     // Storage engine: ours.
     flag(Engine, "storage", Choice(&["rocksdb", "memory"]), "rocksdb", "", Works,
@@ -248,14 +248,14 @@ pub const FLAGS: &[Flag] = &[
         "What to do when discovery fails: exit."),
 
     // History and compaction.
-    flag(Compaction, "auto-compaction-mode", Choice(&["periodic", "revision"]), "periodic", "", NoEffect("automatic compaction comes later"),
+    flag(Compaction, "auto-compaction-mode", Choice(&["periodic", "revision"]), "periodic", "", Works,
         "How --auto-compaction-retention is read: as a time, or as a number of revisions."),
-    flag(Compaction, "auto-compaction-retention", Text, "0", "", NoEffect("automatic compaction comes later; until then history grows until a client compacts it"),
+    flag(Compaction, "auto-compaction-retention", Text, "0", "", Works,
         "History to keep: a duration (a bare number means hours) or a number of revisions. 0 keeps everything."),
-    flag(Compaction, "compaction-batch-limit", NUMBER, "0", "revisions", NoEffect("compaction takes small steps of its own choosing and stalls nobody"),
-        "Most revisions that one step of a compaction removes. 0 means the default."),
-    flag(Compaction, "compaction-sleep-interval", Duration, "0s", "", NoEffect("compaction takes small steps of its own choosing and stalls nobody"),
-        "Pause between two steps of a compaction. 0 means the default."),
+    flag(Compaction, "compaction-batch-limit", NUMBER, "0", "revisions", Works,
+        "Most revisions that one step of a compaction looks at. 0 means 1000."),
+    flag(Compaction, "compaction-sleep-interval", Duration, "0s", "", Works,
+        "Pause between two steps of a compaction. 0 means none: writes go before steps in any case."),
     flag(Compaction, "compact-hash-check-time", Duration, "1m0s", "", CHECKS, "Time between two comparisons of the members' hashes after a compaction."),
     flag(Compaction, "corrupt-check-time", Duration, "0s", "", CHECKS, "Time between two comparisons of the members' data. 0 means never."),
 
@@ -289,35 +289,37 @@ pub const FLAGS: &[Flag] = &[
         "Host names that HTTP requests may carry. Empty or * means any."),
 
     // Auth.
-    flag(Auth, "auth-token", Text, "simple", "", Refused("tokens come later"), "Kind of token, with its options: simple or jwt."),
-    flag(Auth, "bcrypt-cost", Kind::Number(31), "10", "", AUTH_LATER, "Cost of hashing a password, 4 to 31."),
-    flag(Auth, "auth-token-ttl", NUMBER, "300", "seconds", AUTH_LATER, "How long a simple token is valid."),
+    flag(Auth, "auth-token", Text, "simple", "", Works,
+        "Kind of token: simple; or jwt,sign-method=...,pub-key=file,priv-key=file,ttl=5m, which without priv-key is verified and not given out."),
+    flag(Auth, "bcrypt-cost", NUMBER, "10", "", Works, "Cost of hashing a password, 4 to 31; each is twice the one before."),
+    flag(Auth, "auth-token-ttl", NUMBER, "300", "seconds", Works, "How long a simple token is valid without being used."),
 
     // Logging.
     flag(Logging, "logger", Choice(&["zap"]), "zap", "", Works, "Only zap, etcd's name for structured logs."),
     flag(Logging, "log-level", Choice(&["debug", "info", "warn", "error", "dpanic", "panic", "fatal"]), "info", "", Works,
         "Lowest level to log: debug, info, warn, error, dpanic, panic or fatal."),
     flag(Logging, "log-format", Choice(&["json", "console"]), "json", "", Works,
-        "json: one object a line. console: text. Unless it is set, a terminal gets text."),
+        "json: one object a line. console: text. Unless it is set, a terminal (with TERM set) gets text."),
     flag(Logging, "log-outputs", List, "default", "", Works,
         "Where to: default (stderr), stderr, stdout, systemd/journal (stderr, which systemd collects), or files. A reader that blocks never blocks the node: lines are dropped and counted."),
-    flag(Logging, "enable-log-rotation", Bool, "false", "", NoEffect("rotation comes later; logrotate with copytruncate works on the file"),
-        "Rotate the log file."),
+    flag(Logging, "enable-log-rotation", Bool, "false", "", Works,
+        "Put the log file aside when it has grown, by --log-rotation-config-json. --log-outputs must hold one file."),
     flag(Logging, "log-rotation-config-json", Text, "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}", "",
-        NoEffect("rotation comes later"), "How to rotate: megabytes, days, files."),
+        Works, "How to rotate: megabytes a file, days to keep files, files to keep, names in local time, gzip. 0 days or files: for ever."),
 
     // Monitoring.
     flag(Monitoring, "listen-metrics-urls", Urls, "", "", Works,
         "Where to serve /metrics and /health besides the client URLs."),
-    flag(Monitoring, "metrics", Choice(&["basic", "extensive"]), "basic", "", NoEffect("there is one level of detail"), "Detail of the metrics."),
+    flag(Monitoring, "metrics", Choice(&["basic", "extensive"]), "basic", "", Works, "extensive adds a histogram of the time that each gRPC method takes."),
     flag(Monitoring, "warning-apply-duration", Duration, "100ms", "", Works, "Applying for longer than this is logged."),
-    flag(Monitoring, "warning-unary-request-duration", Duration, "300ms", "", NoEffect("single slow requests are not logged yet"), "Answering for longer than this is logged."),
+    flag(Monitoring, "warning-unary-request-duration", Duration, "300ms", "", Works, "Answering a single request for longer than this is logged: request stats."),
     flag(Monitoring, "enable-pprof", Bool, "false", "", NoEffect("pprof is a profile of Go programs"), "Serve profiles over HTTP."),
-    flag(Monitoring, "enable-distributed-tracing", Bool, "false", "", TRACING, "Send traces to a collector."),
-    flag(Monitoring, "distributed-tracing-address", Text, "localhost:4317", "", TRACING, "Address of the collector."),
-    flag(Monitoring, "distributed-tracing-service-name", Text, "etcd", "", TRACING, "Service name in the traces."),
-    flag(Monitoring, "distributed-tracing-instance-id", Text, "", "", TRACING, "Instance id in the traces."),
-    flag(Monitoring, "distributed-tracing-sampling-rate", NUMBER, "0", "spans in a million", TRACING, "How many spans are sent."),
+    flag(Monitoring, "enable-distributed-tracing", Bool, "false", "", Works, "Send traces of calls to a collector, by OTLP over gRPC."),
+    flag(Monitoring, "distributed-tracing-address", Text, "localhost:4317", "", Works, "Address of the collector."),
+    flag(Monitoring, "distributed-tracing-service-name", Text, "etcd", "", Works, "Service name in the traces."),
+    flag(Monitoring, "distributed-tracing-instance-id", Text, "", "", Works, "Instance id in the traces."),
+    flag(Monitoring, "distributed-tracing-sampling-rate", NUMBER, "0", "calls in a million", Works,
+        "How many calls are traced. Where the caller decided it (traceparent), that holds."),
 
     // Unsafe.
     flag(Unsafe, "force-new-cluster", Bool, "false", "", Works,
@@ -329,16 +331,16 @@ pub const FLAGS: &[Flag] = &[
         "Entries after which the state is flushed, so that the log can be trimmed. The default leaves that to bytes and time."),
     flag(Etcd, "snapshot-catchup-entries", NUMBER, "5000", "entries", Works,
         "Entries that the log keeps for followers that lag, of those that are durable in the state."),
-    flag(Etcd, "max-snapshots", NUMBER, "5", "files", NoEffect("etcd itself calls it deprecated since 3.6, and there are no such files here"), "Snapshot files to keep."),
+    flag(Etcd, "max-snapshots", NUMBER, "5", "files", NoEffect("--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8, and there are no such files here"), "Snapshot files to keep."),
     flag(Etcd, "max-wals", NUMBER, "5", "files", NoEffect("log files are recycled, not kept"), "Log files to keep."),
     flag(Etcd, "backend-bbolt-freelist-type", Text, "map", "", BBOLT, "Free list of etcd's storage file."),
     flag(Etcd, "backend-batch-interval", Duration, "0s", "", BBOLT, "Longest time before etcd commits its storage file."),
     flag(Etcd, "backend-batch-limit", NUMBER, "0", "operations", BBOLT, "Most operations before etcd commits its storage file."),
-    flag(Etcd, "bootstrap-defrag-threshold-megabytes", NUMBER, "0", "megabytes", NoEffect("nothing ever needs to be defragmented"),
+    flag(Etcd, "bootstrap-defrag-threshold-megabytes", NUMBER, "0", "megabytes", NoEffect("Skipping defragmentation, which nothing here ever needs"),
         "Reclaimable space above which etcd defragments when it starts."),
     flag(Etcd, "memory-mlock", Bool, "false", "", NoEffect("the data is not mapped into memory"), "Keep etcd's pages in memory."),
     flag(Etcd, "v2-deprecation", Choice(&["write-only", "write-only-skip-check", "write-only-drop-data", "gone"]), "write-only", "",
-        NoEffect("etcd itself calls it deprecated and ignores it, and there is no v2 store here"), "Phase of removing the v2 store."),
+        NoEffect("--v2-deprecation is deprecated and scheduled for removal in v3.8. The default value is enforced, ignoring user input"), "Phase of removing the v2 store."),
 ];
 
 /// Flags that etcd once had and still swallows with a warning. Like a boolean, each takes a value only after `=`.

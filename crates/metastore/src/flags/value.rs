@@ -44,19 +44,45 @@ pub enum Value {
     Gates(Vec<(String, bool)>),
 }
 
+/// A feature gate of etcd.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gate {
+    /// Its name.
+    pub name: &'static str,
+    /// ALPHA or BETA.
+    pub stage: &'static str,
+    /// What it is unless it is set.
+    pub default: bool,
+    /// Why setting it changes nothing here, if so.
+    pub no_effect: Option<&'static str>,
+}
+
+const fn gate(name: &'static str, stage: &'static str, default: bool, no_effect: Option<&'static str>) -> Gate {
+    Gate {
+        name,
+        stage,
+        default,
+        no_effect,
+    }
+}
+
+const COMPARES: Option<&str> = Some("members compare their states all the time");
+const CHECKPOINTS: Option<&str> = Some("what leases have left is always replicated");
+
 /// The feature gates of the etcd release that we follow. Any other name is an error, as it is there.
-const GATES: &[&str] = &[
-    "AllAlpha",
-    "AllBeta",
-    "CompactHashCheck",
-    "FastLeaseKeepAlive",
-    "InitialCorruptCheck",
-    "LeaseCheckpoint",
-    "LeaseCheckpointPersist",
-    "PriorityRequest",
-    "SetMemberLocalAddr",
-    "StopGRPCServiceOnDefrag",
-    "TxnModeWriteWithSharedBuffer",
+#[rustfmt::skip]
+pub const GATES: &[Gate] = &[
+    gate("AllAlpha", "ALPHA", false, None),
+    gate("AllBeta", "BETA", false, None),
+    gate("CompactHashCheck", "ALPHA", false, COMPARES),
+    gate("FastLeaseKeepAlive", "BETA", true, Some("a lease is kept alive as soon as a quorum confirms the leader")),
+    gate("InitialCorruptCheck", "ALPHA", false, COMPARES),
+    gate("LeaseCheckpoint", "ALPHA", false, CHECKPOINTS),
+    gate("LeaseCheckpointPersist", "ALPHA", false, CHECKPOINTS),
+    gate("PriorityRequest", "ALPHA", false, Some("revoking leases has no queue of its own to overtake")),
+    gate("SetMemberLocalAddr", "ALPHA", false, Some("connections to other members leave from the address that the system chooses")),
+    gate("StopGRPCServiceOnDefrag", "ALPHA", false, Some("defragmentation stops nothing")),
+    gate("TxnModeWriteWithSharedBuffer", "BETA", true, Some("reads in transactions see what was written before them without a copy")),
 ];
 
 impl Kind {
@@ -73,7 +99,7 @@ impl Kind {
             Kind::Duration => parse_duration(text).map(Value::Duration),
             Kind::Text => Ok(Value::Text(text.to_owned())),
             Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
-            Kind::Choice(words) => Err(format!("must be one of {}", words.join(", "))),
+            Kind::Choice(words) => Err(format!("invalid value {text:?}: must be one of {}", words.join(", "))),
             Kind::List if text.is_empty() => Ok(Value::List(Vec::new())),
             Kind::List => Ok(Value::List(
                 text.split(',').map(|part| part.trim().to_owned()).collect(),
@@ -206,7 +232,7 @@ fn parse_gates(text: &str) -> Result<Vec<(String, bool)>, String> {
             .split_once('=')
             .ok_or_else(|| format!("has no value for {}", part.trim()))?;
         let (name, value) = (name.trim(), value.trim());
-        if !GATES.contains(&name) {
+        if !GATES.iter().any(|gate| gate.name == name) {
             return Err(format!("names a feature gate that does not exist: {name}"));
         }
         gates.push((

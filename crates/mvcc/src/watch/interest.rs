@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use api::Span;
 use api::kv::{Event, EventType};
+use api::store::Events;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
@@ -222,10 +223,10 @@ impl Interests {
     }
 
     /// Hands what was gathered to `deliver`, one call for each interest that has something.
-    pub(super) fn deliver(&mut self, mut deliver: impl FnMut(&mut Interest, &Arc<[Event]>)) {
+    pub(super) fn deliver(&mut self, mut deliver: impl FnMut(&mut Interest, &Arc<Events>)) {
         for slot in std::mem::take(&mut self.touched) {
             let interest = self.slots[slot].as_mut().expect("only used slots are touched");
-            let events: Arc<[Event]> = std::mem::take(&mut interest.gathered).into();
+            let events = Events::new(std::mem::take(&mut interest.gathered));
             deliver(interest, &events);
             if interest.members.is_empty() {
                 self.forget(slot);

@@ -62,10 +62,16 @@ impl TestEngine for storage::MemoryEngine {
 
 /// A log entry of some operations.
 pub fn entry(index: u64, term: u64, operations: &[(RequestId, Action)]) -> Committed {
-    let encoded: Vec<Bytes> = operations
+    let operations: Vec<_> = operations
         .iter()
-        .map(|(id, action)| encode_operation(&Operation::new(*id, action.clone())))
+        .map(|(id, action)| Operation::new(*id, action.clone()))
         .collect();
+    entry_of(index, term, &operations)
+}
+
+/// A log entry of some operations, whoever asked for them.
+pub fn entry_of(index: u64, term: u64, operations: &[Operation]) -> Committed {
+    let encoded: Vec<Bytes> = operations.iter().map(encode_operation).collect();
     Committed {
         index,
         term,

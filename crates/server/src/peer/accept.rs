@@ -157,7 +157,9 @@ async fn take_in(shared: Arc<Shared>, stream: Stream, tls: bool, origin: String,
         Ok(Err(NotAdmitted::Refused(refusal, from))) => {
             tracing::info!(%origin, from = format!("{from:x}"), %refusal, "refused a peer connection");
         }
-        Ok(Err(NotAdmitted::Stranger(reason))) => tracing::debug!(%origin, reason, "not a peer connection"),
+        Ok(Err(NotAdmitted::Stranger(reason))) => {
+            tracing::warn!("remote-addr" = origin, reason, "rejected connection on peer endpoint");
+        }
         Err(_) => tracing::debug!(%origin, "a peer connection did not introduce itself within {limit:?}"),
     }
 }

@@ -1,12 +1,14 @@
 //! What is counted of each peer.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::MemberId;
+use crate::metrics::Durations;
 
 /// Counts since the start. They are read one by one, for metrics: nothing depends on how they fit together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counters {
     pub(super) sent_bytes: Count,
     pub(super) sent_messages: Count,
@@ -19,6 +21,27 @@ pub(super) struct Counters {
     pub(super) snapshot_received_bytes: Count,
     /// Nanoseconds; 0 for not known.
     pub(super) round_trip: Count,
+    /// All of them.
+    pub(super) round_trips: Arc<Durations>,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters {
+            sent_bytes: Count::default(),
+            sent_messages: Count::default(),
+            received_bytes: Count::default(),
+            received_messages: Count::default(),
+            dropped_messages: Count::default(),
+            dropped_bytes: Count::default(),
+            send_failures: Count::default(),
+            snapshot_sent_bytes: Count::default(),
+            snapshot_received_bytes: Count::default(),
+            round_trip: Count::default(),
+            // etcd's bounds: from 0.1 ms to 3.3 s.
+            round_trips: Arc::new(Durations::doubling(0.0001, 16)),
+        }
+    }
 }
 
 /// One number.
@@ -68,6 +91,8 @@ pub(crate) struct PeerStats {
     pub(crate) queued_bytes: usize,
     /// How long the last ping took to come back on the RAFT connection. It waits behind messages, as they do.
     pub(crate) round_trip: Option<Duration>,
+    /// How long all pings took.
+    pub(crate) round_trips: Arc<Durations>,
     /// Why the last connection could not be made or broke. Stays after the next one works.
     pub(crate) last_error: Option<String>,
     /// Bytes of chunks of snapshots sent.

@@ -53,7 +53,10 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<PeerState>) {
             }
             Err(DialError::Refused(refusal)) => refused(&peer, refusal),
             Err(DialError::Unreachable(reason)) => {
-                tracing::debug!(peer = format!("{:x}", peer.id), reason, "cannot reach a peer");
+                // Once for each new reason, since attempts go on for as long as it lasts.
+                if peer.standing.lock().last_error.as_ref() != Some(&reason) {
+                    tracing::warn!(peer = format!("{:x}", peer.id), reason, "cannot reach a peer");
+                }
                 reason
             }
         };
@@ -125,6 +128,7 @@ async fn listen(shared: &Shared, peer: &PeerState, reader: &mut Reader) -> Ended
                 let sent = Duration::from_nanos(body.get_u64_le());
                 let round_trip = shared.epoch.elapsed().saturating_sub(sent);
                 peer.counters.round_trip.set((round_trip.as_nanos() as u64).max(1));
+                peer.counters.round_trips.observe(round_trip, 1);
             }
             (kind::ALIVE, _) => {}
             (kind::CLOSE, body) => return Ended::Closed(decode_close(body)),

@@ -189,6 +189,7 @@ impl PeerState {
                 0 => None,
                 nanos => Some(Duration::from_nanos(nanos)),
             },
+            round_trips: counters.round_trips.clone(),
             last_error: standing.last_error.clone(),
             snapshot_sent_bytes: counters.snapshot_sent_bytes.get(),
             snapshot_received_bytes: counters.snapshot_received_bytes.get(),

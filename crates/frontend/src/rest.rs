@@ -1,0 +1,305 @@
+//! Plain HTTP for people and scripts: `/api/v1`, over the same [`Store`] as everything else.
+//!
+//! | What | Where |
+//! |---|---|
+//! | what there is, with what it takes and answers: the table that requests are checked by | `operations.rs` |
+//! | that table as an OpenAPI document, and as a page | `openapi.rs`, `page.rs` |
+//! | query parameters and header fields | `parameters.rs`, `headers.rs` |
+//! | bodies in, bodies out, refusals | `body.rs`, `json.rs`, `problem.rs` |
+//! | one key, many keys, changes, transactions | `kv.rs`, `list.rs`, `watch.rs`, `txn.rs` |
+//! | leases, locks, members, who asks | `leases.rs`, `locks.rs`, `cluster.rs`, `auth.rs` |
+
+mod auth;
+mod body;
+mod cluster;
+mod headers;
+mod json;
+mod kv;
+mod leases;
+mod list;
+mod locks;
+mod openapi;
+mod operations;
+mod page;
+mod parameters;
+mod problem;
+mod txn;
+mod watch;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use api::store::{WatchCreate, WatchError, WatchOutput, WatchStream};
+use api::{Error, Revision, Store};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use bytes::Bytes;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
+    LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use serde::Serialize;
+use tokio::sync::watch as watch_channel;
+
+use auth::Authorization;
+use json::Encoding;
+use operations::{Action, Learner, Operation, Resource};
+use parameters::{Parameters, decode_path};
+use problem::{INVALID_PARAMETER, INVALID_PATH, NO_SUCH_PATH, Problem};
+
+use crate::{ClientCertificate, Options};
+
+/// Where all of it is.
+pub(crate) const BASE: &str = "/api/v1";
+
+const JSON: &str = "application/json";
+
+/// How long to look for the revision up to which history is gone, once it is known that it is.
+const COMPACT_REVISION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What all calls share.
+struct Shared<S> {
+    store: S,
+    stopping: Option<watch_channel::Receiver<bool>>,
+    encoded: Arc<watch::Encoded>,
+    document: OnceLock<Bytes>,
+    page: OnceLock<Bytes>,
+}
+
+/// A call that was found, checked and let in.
+struct Call<S> {
+    shared: Arc<Shared<S>>,
+    /// Acts for whoever calls.
+    store: S,
+    /// The path's variable: a key, a name, an id.
+    argument: Bytes,
+    parameters: Parameters,
+    headers: HeaderMap,
+    body: Body,
+}
+
+impl<S> Call<S> {
+    /// How the client wants bytes in JSON.
+    fn encoding(&self) -> Encoding {
+        match self.parameters.choice("encoding") {
+            Some("base64") => Encoding::Base64,
+            _ => Encoding::Auto,
+        }
+    }
+}
+
+/// The API of a store, to be merged with other routes. It answers everything below [`BASE`].
+pub fn router<S: Store>(store: S, options: &Options) -> Router {
+    let shared = Arc::new(Shared {
+        store,
+        stopping: options.stopping.clone(),
+        encoded: Arc::default(),
+        document: OnceLock::new(),
+        page: OnceLock::new(),
+    });
+    // What lies below is routed by the bytes of the path, which need not be text.
+    Router::new()
+        .route(BASE, any(respond::<S>))
+        .route(&format!("{BASE}/"), any(respond::<S>))
+        .route(&format!("{BASE}/{{*path}}"), any(respond::<S>))
+        .with_state(shared)
+}
+
+/// Whether a path is this API's.
+pub(crate) fn owns(path: &str) -> bool {
+    path.strip_prefix(BASE)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Whether a browser asks whether a page's script may make a request. The answer is in the header fields for CORS.
+pub(crate) fn is_preflight<B>(request: &http::Request<B>) -> bool {
+    request.method() == Method::OPTIONS && request.headers().contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+}
+
+/// What a page's script may send to this API and read of its answers, beside what the gateway lets it.
+pub(crate) fn extend_cors(fields: &mut HeaderMap) {
+    let methods = HeaderValue::from_static("GET, HEAD, PUT, POST, DELETE");
+    fields.insert(ACCESS_CONTROL_ALLOW_METHODS, methods);
+    let sent = "accept, authorization, content-type, if-match, if-none-match, last-event-id";
+    fields.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(sent));
+    let read = "allow, etag, link, location, metastore-create-revision, metastore-lease, metastore-mod-revision, \
+                metastore-revision, metastore-version, retry-after";
+    fields.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(read));
+    // Where one origin is named, the answer is not for others.
+    if fields
+        .get(ACCESS_CONTROL_ALLOW_ORIGIN)
+        .is_some_and(|origin| origin != "*")
+    {
+        fields.append(VARY, HeaderValue::from_static("origin"));
+    }
+}
+
+/// The answer to whatever is not below [`BASE`], where there is nothing else.
+pub(crate) async fn not_found() -> Response {
+    Problem::new(NO_SUCH_PATH, format!("everything here is below {BASE}")).into_response()
+}
+
+async fn respond<S: Store>(State(shared): State<Arc<Shared<S>>>, request: Request) -> Response {
+    handle(shared, request)
+        .await
+        .unwrap_or_else(IntoResponse::into_response)
+}
+
+async fn handle<S: Store>(shared: Arc<Shared<S>>, request: Request) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path().strip_prefix(BASE).unwrap_or_default();
+    if matches!(path, "" | "/") {
+        return Ok(see_page());
+    }
+    let Some((resource, argument)) = Resource::of(path) else {
+        return Err(Problem::new(NO_SUCH_PATH, format!("{BASE} has no such path")));
+    };
+    let operation = operations::find(resource, &parts.method)?;
+    let argument = decode_path(argument)?;
+    if resource.variable().is_some() && argument.is_empty() {
+        let mut problem = Problem::new(INVALID_PATH, "");
+        problem.explain("there is nothing in the path where a key, a name or an id belongs".to_owned());
+        return Err(problem);
+    }
+    let parameters = Parameters::parse(parts.uri.query().unwrap_or_default(), operation.parameters)?;
+    let missing = |parameter: &&parameters::Parameter| parameter.required && !parameters.has(parameter.name);
+    if let Some(missing) = operation.parameters.iter().find(missing) {
+        let detail = format!("{} is required: {}", missing.name, missing.about);
+        return Err(Problem::parameter(INVALID_PARAMETER, missing.name, detail));
+    }
+    admit(&shared.store, operation, &parameters)?;
+    let certificate = parts.extensions.get::<ClientCertificate>();
+    let certificate = certificate.map(|certificate| certificate.common_name.clone());
+    let store = match Authorization::of(&parts.headers)? {
+        _ if operation.open => shared.store.clone(),
+        Authorization::Bearer(token) => shared
+            .store
+            .on_behalf_of(Authorization::credentials(Some(token), certificate)),
+        _ => shared.store.on_behalf_of(Authorization::credentials(None, certificate)),
+    };
+    let call = Call {
+        store,
+        shared,
+        argument,
+        parameters,
+        headers: parts.headers,
+        body,
+    };
+    match operation.action {
+        Action::GetKey => kv::get(call).await,
+        Action::PutKey => kv::put(call).await,
+        Action::DeleteKey => kv::delete(call).await,
+        Action::ListKeys => list::list(call).await,
+        Action::DeleteKeys => list::delete(call).await,
+        Action::Watch => watch::watch(call).await,
+        Action::Txn => txn::txn(call).await,
+        Action::GrantLease => leases::grant(call).await,
+        Action::ListLeases => leases::list(call).await,
+        Action::GetLease => leases::get(call).await,
+        Action::KeepLeaseAlive => leases::keep_alive(call).await,
+        Action::RevokeLease => leases::revoke(call).await,
+        Action::AcquireLock => locks::acquire(call).await,
+        Action::GetLock => locks::get_lock(call).await,
+        Action::ReleaseLock => locks::release(call).await,
+        Action::Members => cluster::members(call).await,
+        Action::Status => Ok(cluster::status(&call)),
+        Action::Token => auth::token(call).await,
+        Action::Document => {
+            let document = call
+                .shared
+                .document
+                .get_or_init(|| json_bytes(&openapi::document()).into());
+            Ok(document_response(JSON, document.clone()))
+        }
+        Action::Page => {
+            let page = call.shared.page.get_or_init(|| page::render().into());
+            let mut response = document_response("text/html; charset=utf-8", page.clone());
+            // It needs nothing but its own style, and nothing of what it shows is a client's.
+            let policy = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+            response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+            Ok(response)
+        }
+    }
+}
+
+/// Holds a request against etcd's rules for members without a vote.
+fn admit<S: Store>(store: &S, operation: &Operation, parameters: &Parameters) -> Result<(), Problem> {
+    let served = match operation.learner {
+        Learner::Answers => true,
+        Learner::Serializable => parameters.flag("serializable"),
+        Learner::Refuses => false,
+    };
+    if served {
+        return Ok(());
+    }
+    let status = store.status();
+    match status.is_learner {
+        true => Err(Problem::from(Error::NotSupportedForLearner).of_member(status.header.member_id)),
+        false => Ok(()),
+    }
+}
+
+/// The revision up to which history is gone, which is why `wanted` cannot be read; `None` if it does not show. The
+/// store's error does not say it, but a watcher that would begin there is told.
+async fn compact_revision<S: Store>(store: &S, wanted: Revision) -> Option<Revision> {
+    let mut watcher = store.watch().await;
+    let create = WatchCreate {
+        key: Bytes::from_static(&[0]),
+        range_end: Bytes::from_static(&[0, 0]),
+        start_revision: wanted,
+        ..Default::default()
+    };
+    watcher.create(create).ok()?;
+    let next = std::future::poll_fn(|context| watcher.poll_next(context));
+    match tokio::time::timeout(COMPACT_REVISION_TIMEOUT, next).await {
+        Ok(WatchOutput::Compacted { compact_revision, .. }) => Some(compact_revision),
+        _ => None,
+    }
+}
+
+impl From<WatchError> for Problem {
+    fn from(error: WatchError) -> Self {
+        let name = match error {
+            WatchError::Refused(error) => return error.into(),
+            WatchError::NegativeRevision => "from_revision",
+            WatchError::EmptyRange | WatchError::DuplicateId => "end",
+        };
+        Problem::parameter(INVALID_PARAMETER, name, error.to_string())
+    }
+}
+
+fn json_bytes<T: Serialize>(body: &T) -> Vec<u8> {
+    serde_json::to_vec(body).expect("what we write has no maps with keys other than text")
+}
+
+fn json_response<T: Serialize>(body: &T) -> Response {
+    let mut response = Response::new(Body::from(json_bytes(body)));
+    let fields = response.headers_mut();
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn document_response(media_type: &'static str, text: Bytes) -> Response {
+    let mut response = Response::new(Body::from(text));
+    let fields = response.headers_mut();
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    fields.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    fields.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Whoever opens the API in a browser wants to read about it.
+fn see_page() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SEE_OTHER;
+    let location = HeaderValue::from_static(concat!("/api/v1", "/docs"));
+    response.headers_mut().insert(LOCATION, location);
+    response
+}

@@ -1,0 +1,160 @@
+//! Request bodies, read with a bound on their size and on how long they may take.
+
+use std::time::Duration;
+
+use api::{Error, Limits};
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+use hyper::body::Body as _;
+use serde::de::DeserializeOwned;
+
+use super::problem::{BODY_TIMEOUT, INVALID_BODY, Problem, UNSUPPORTED_MEDIA_TYPE};
+
+/// How long a client may pause while it sends a body.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// How much of a body that is too large is still read, so that a client that sends it all before it looks for an answer
+/// finds the refusal and not a reset connection.
+const DRAINED_BYTES_MAX: u64 = 8 << 20;
+
+/// How long that may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How much larger than the request that it stands for a body of JSON may be: base64 takes a third more, and escapes
+/// of text more again.
+const JSON_FACTOR: usize = 2;
+
+/// What JSON may take beside keys and values, in bytes.
+const JSON_OVERHEAD_BYTES: usize = 64 << 10;
+
+/// Reads the raw bytes of a value.
+pub(super) async fn value(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, Problem> {
+    if headers.contains_key(CONTENT_RANGE) {
+        return Err(Problem::header("content-range", "a part of a value cannot be written"));
+    }
+    check_encoding(headers)?;
+    read(headers, body, limits.request_bytes_max).await
+}
+
+/// Reads JSON.
+pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<T, Problem> {
+    check_encoding(headers)?;
+    let media_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+    let is_json = media_type.is_some_and(|value| {
+        let value = value.split(|byte| *byte == b';').next().unwrap_or_default();
+        value.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    });
+    if !is_json {
+        // Not taken for granted: a browser would send other types on behalf of any page, without asking first.
+        let detail = "the header field Content-Type must say application/json (curl --json does)";
+        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    let bytes_max = limits
+        .request_bytes_max
+        .saturating_mul(JSON_FACTOR)
+        .saturating_add(JSON_OVERHEAD_BYTES);
+    let bytes = read(headers, body, bytes_max).await?;
+    // serde would take a list for a struct, its items for the fields in order.
+    if !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(Problem::new(INVALID_BODY, "the body is not a JSON object"));
+    }
+    serde_json::from_slice(&bytes).map_err(|error| Problem::new(INVALID_BODY, error.to_string()))
+}
+
+/// Takes the body of a request that needs none, and wants it to be empty.
+pub(super) async fn none(headers: &HeaderMap, body: Body) -> Result<(), Problem> {
+    if body.is_end_stream() {
+        return Ok(());
+    }
+    match read(headers, body, 0).await {
+        Ok(_) => Ok(()),
+        Err(problem) if problem.error() == Some(Error::RequestTooLarge) => {
+            Err(Problem::new(INVALID_BODY, "this request takes no body"))
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+    match encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        true => Ok(()),
+        false => {
+            let detail = "the header field Content-Encoding is not supported: send the bytes as they are";
+            Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, detail))
+        }
+    }
+}
+
+async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    if announced.is_none_or(|announced| announced <= bytes_max as u64) {
+        loop {
+            let Some(data) = next(&mut body).await? else {
+                return Ok(if all.is_empty() { first } else { all.freeze() });
+            };
+            if first.len() + all.len() + data.len() > bytes_max {
+                break;
+            }
+            if all.is_empty() && first.is_empty() {
+                // Most bodies come in one piece, which then is not copied.
+                first = data;
+            } else {
+                if all.is_empty() {
+                    all.extend_from_slice(&std::mem::take(&mut first));
+                }
+                all.extend_from_slice(&data);
+            }
+        }
+    }
+    drop((first, all));
+    if announced.is_none_or(|announced| announced <= DRAINED_BYTES_MAX) {
+        // Whatever comes of it, the answer is the same.
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, drain(&mut body)).await;
+    }
+    let mut problem = Problem::from(Error::RequestTooLarge);
+    problem.explain(format!(
+        "{}: the body is larger than {bytes_max} bytes",
+        Error::RequestTooLarge.message()
+    ));
+    Err(problem)
+}
+
+async fn drain(body: &mut Body) {
+    let mut drained = 0;
+    while let Ok(Some(data)) = next(body).await {
+        drained += data.len() as u64;
+        if drained > DRAINED_BYTES_MAX {
+            return;
+        }
+    }
+}
+
+/// The next piece with data in it; `None` at the end.
+async fn next(body: &mut Body) -> Result<Option<Bytes>, Problem> {
+    loop {
+        let frame = std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context));
+        let frame = match tokio::time::timeout(PAUSE_MAX, frame).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(error))) => {
+                return Err(Problem::new(INVALID_BODY, format!("the body broke off: {error}")));
+            }
+            Ok(None) => return Ok(None),
+            Err(_) => {
+                let detail = format!("nothing came for {} s", PAUSE_MAX.as_secs());
+                return Err(Problem::new(BODY_TIMEOUT, detail));
+            }
+        };
+        // Trailers say nothing that we read.
+        match frame.into_data() {
+            Ok(data) if !data.is_empty() => return Ok(Some(data)),
+            _ => {}
+        }
+    }
+}

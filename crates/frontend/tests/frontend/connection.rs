@@ -1,0 +1,410 @@
+//! A connection, as a client sees it that speaks HTTP/2 by itself.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use api::Limits;
+use api::kv::{PutRequest, PutResponse, RangeRequest, RangeResponse};
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, SendStream};
+use http::{HeaderMap, Request, Response};
+use metastore_frontend::{ConnectionSettings, Frontend, Method, Observer, Options, serve_connection};
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::fake::Fake;
+
+const PUT: &str = "/etcdserverpb.KV/Put";
+const RANGE: &str = "/etcdserverpb.KV/Range";
+
+type Served = JoinHandle<Result<(), String>>;
+
+fn serve(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    store: Fake,
+    settings: ConnectionSettings,
+    options: Options,
+) -> (Served, oneshot::Sender<()>) {
+    let (stop, stopped) = oneshot::channel();
+    let served = tokio::spawn(async move {
+        let frontend = Frontend::new(store, options);
+        let stop = async move {
+            if stopped.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let served = serve_connection(io, frontend, &settings, stop).await;
+        served.map_err(|error| error.to_string())
+    });
+    (served, stop)
+}
+
+struct Client {
+    requests: SendRequest<Bytes>,
+    served: Served,
+    stop: oneshot::Sender<()>,
+}
+
+impl Client {
+    async fn new(store: Fake, options: Options) -> Self {
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let (served, stop) = serve(server, store, ConnectionSettings::default(), options);
+        Client {
+            requests: handshake(client).await,
+            served,
+            stop,
+        }
+    }
+
+    /// Begins a call; the body is the caller's to send.
+    async fn begin(&mut self, path: &str, headers: &[(&'static str, &str)]) -> (ResponseFuture, SendStream<Bytes>) {
+        let mut request = Request::post(format!("http://fake{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        poll_fn(|context| self.requests.poll_ready(context))
+            .await
+            .expect("it is open");
+        self.requests
+            .send_request(request.body(()).expect("whole"), false)
+            .expect("it is open")
+    }
+
+    /// Makes a call whose body comes in these pieces.
+    async fn call(&mut self, path: &str, pieces: &[&[u8]]) -> Answer {
+        let (response, mut body) = self.begin(path, &[]).await;
+        for piece in pieces {
+            // A server that has seen enough may have ended the stream; its answer says why.
+            let _ = body.send_data(Bytes::copy_from_slice(piece), false);
+            // So that it is a read of its own.
+            tokio::task::yield_now().await;
+        }
+        let _ = body.send_data(Bytes::new(), true);
+        answer(response).await.expect("an answer")
+    }
+}
+
+async fn handshake(io: DuplexStream) -> SendRequest<Bytes> {
+    let (requests, connection) = h2::client::handshake(io).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    requests
+}
+
+struct Answer {
+    code: i32,
+    text: String,
+    message: Bytes,
+    headers: HeaderMap,
+}
+
+async fn answer(response: ResponseFuture) -> Result<Answer, h2::Error> {
+    let (head, mut body) = response.await?.into_parts();
+    let mut data = BytesMut::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        body.flow_control()
+            .release_capacity(piece.len())
+            .expect("it was received");
+        data.extend_from_slice(&piece);
+    }
+    let trailers = body.trailers().await?;
+    let status = trailers.as_ref().unwrap_or(&head.headers);
+    let field = |name| status.get(name).map_or("", |value| value.to_str().expect("text"));
+    let message = if data.is_empty() {
+        Bytes::new()
+    } else {
+        data.freeze().slice(5..)
+    };
+    Ok(Answer {
+        code: field("grpc-status").parse().expect("a number"),
+        text: field("grpc-message").to_owned(),
+        message,
+        headers: head.headers,
+    })
+}
+
+fn framed(message: &impl Message) -> Vec<u8> {
+    let mut framed = vec![0];
+    framed.put_u32(message.encoded_len() as u32);
+    message.encode(&mut framed).expect("it grows");
+    framed
+}
+
+fn put(key: &str, value_len: usize) -> PutRequest {
+    PutRequest {
+        key: key.to_owned().into(),
+        value: vec![7; value_len].into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_request_may_come_in_any_pieces() {
+    let store = Fake::new(Limits::default());
+    let mut client = Client::new(store.clone(), Options::default()).await;
+    let whole = framed(&put("a", 20));
+    for cut in 0..=whole.len() {
+        let (first, rest) = whole.split_at(cut);
+        let answer = client.call(PUT, &[first, rest]).await;
+        assert_eq!((answer.code, &*answer.text), (0, ""), "cut at {cut}");
+        PutResponse::decode(answer.message).expect("a reply");
+    }
+    let bytes: Vec<&[u8]> = whole.chunks(1).collect();
+    assert_eq!(client.call(PUT, &bytes).await.code, 0, "byte by byte");
+    let large = framed(&put("large", 1 << 20));
+    assert_eq!(client.call(PUT, &[&large]).await.code, 0, "more than a window");
+    let range = RangeRequest {
+        key: "large".into(),
+        ..Default::default()
+    };
+    let answer = client.call(RANGE, &[&framed(&range)]).await;
+    assert_eq!(answer.headers["content-type"], "application/grpc");
+    let response = RangeResponse::decode(answer.message).expect("a reply");
+    assert_eq!(response.kvs[0].value.len(), 1 << 20);
+    let all = RangeRequest {
+        key: "a".into(),
+        range_end: "z".into(),
+        ..Default::default()
+    };
+    let answer = client.call(RANGE, &[&framed(&all)]).await;
+    let response = RangeResponse::decode(answer.message).expect("a reply");
+    assert_eq!(response.kvs.len(), 2, "read by a task of its own");
+}
+
+#[tokio::test]
+async fn malformed_requests_are_refused_and_cost_one_call() {
+    let mut client = Client::new(Fake::new(Limits::default()), Options::default()).await;
+    let whole = framed(&put("a", 20));
+    let mut compressed = whole.clone();
+    compressed[0] = 1;
+    let mut odd = whole.clone();
+    odd[0] = 9;
+    let twice = [&whole[..], &whole[..]].concat();
+    let mut garbage = whole.clone();
+    garbage[5..].fill(0xff);
+    for (what, body, text) in [
+        ("nothing", &[][..], "Missing request message."),
+        ("a part of the prefix", &whole[..3], "Missing request message."),
+        ("a part of the message", &whole[..9], "Unexpected EOF decoding stream."),
+        (
+            "compressed",
+            &compressed,
+            "protocol error: received message with compressed-flag",
+        ),
+        (
+            "an odd flag",
+            &odd,
+            "protocol error: received message with invalid compression flag: 9",
+        ),
+        ("two messages", &twice, "more than one message in a unary call"),
+        ("no protobuf", &garbage, "grpc: error unmarshalling request: "),
+    ] {
+        let answer = client.call(PUT, &[body]).await;
+        let found = answer.text.replace("%20", " ").replace("%3A", ":");
+        assert_eq!(answer.code, 13, "{what}: {found}");
+        assert!(found.starts_with(text), "{what}: {found}");
+    }
+    let too_large = client.call(PUT, &[&[0, 0xff, 0xff, 0xff, 0xff]]).await;
+    assert_eq!(too_large.code, 8, "{}", too_large.text);
+    let (response, mut body) = client.begin(PUT, &[("grpc-encoding", "gzip")]).await;
+    body.send_data(compressed.into(), true).expect("room");
+    assert_eq!(answer(response).await.expect("an answer").code, 12, "not offered");
+    assert_eq!(client.call(PUT, &[&whole]).await.code, 0, "the connection lives on");
+}
+
+/// Notes how calls ended.
+#[derive(Default)]
+struct Ends(std::sync::Mutex<Vec<usize>>);
+
+impl Observer for Ends {
+    fn handled(&self, _: &'static Method, code: usize, _: Duration) {
+        self.0.lock().expect("whole").push(code);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_ends_as_cancelled() {
+    let store = Fake::new(Limits::default());
+    let ends = Arc::new(Ends::default());
+    let options = Options {
+        observer: ends.clone(),
+        ..Options::default()
+    };
+    let mut client = Client::new(store.clone(), options).await;
+    let (response, mut body) = client.begin(PUT, &[]).await;
+    body.send_data(framed(&put("wait", 1)).into(), true).expect("room");
+    let (other, mut body_of_other) = client.begin(PUT, &[]).await;
+    body_of_other
+        .send_data(framed(&put("wait", 1)).into(), true)
+        .expect("room");
+    // It was begun, since one after it was answered.
+    assert_eq!(client.call(PUT, &[&framed(&put("a", 1))]).await.code, 0);
+    body.send_reset(Reason::CANCEL);
+    drop(response);
+    let given_up = async {
+        while ends.0.lock().expect("whole").len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), given_up)
+        .await
+        .expect("it ends though nothing released it");
+    assert_eq!(*ends.0.lock().expect("whole"), [0, 1]);
+    store.release.notify_waiters();
+    assert_eq!(answer(other).await.expect("an answer").code, 0, "others go on");
+}
+
+#[tokio::test]
+async fn calls_under_way_are_answered_before_the_connection_ends() {
+    let store = Fake::new(Limits::default());
+    let mut client = Client::new(store.clone(), Options::default()).await;
+    let (response, mut body) = client.begin(PUT, &[]).await;
+    body.send_data(framed(&put("wait", 1)).into(), true).expect("room");
+    assert_eq!(client.call(PUT, &[&framed(&put("a", 1))]).await.code, 0);
+    client.stop.send(()).expect("it runs");
+    tokio::task::yield_now().await;
+    assert!(!client.served.is_finished(), "a call is under way");
+    store.release.notify_waiters();
+    assert_eq!(answer(response).await.expect("an answer").code, 0);
+    drop(client.requests);
+    assert_eq!(client.served.await.expect("no panic"), Ok(()));
+}
+
+#[tokio::test]
+async fn what_is_not_grpc_gets_an_answer_of_http() {
+    let mut client = Client::new(Fake::new(Limits::default()), Options::default()).await;
+    let request = Request::get("http://fake/health").body(()).expect("whole");
+    let (response, _) = client.requests.send_request(request, true).expect("it is open");
+    let response: Response<_> = response.await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    assert!(response.headers().contains_key("date"), "{:?}", response.headers());
+    let mut body = response.into_body();
+    let data = body.data().await.expect("a body").expect("whole");
+    assert_eq!(&data[..], br#"{"health":"true","reason":""}"#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_answers_no_ping_is_dropped() {
+    let settings = ConnectionSettings {
+        keepalive_interval: Some(Duration::from_secs(30)),
+        keepalive_timeout: Duration::from_secs(5),
+        ..ConnectionSettings::default()
+    };
+    let (client, server) = tokio::io::duplex(64 << 10);
+    let (served, _stop) = serve(
+        server,
+        Fake::new(Limits::default()),
+        settings.clone(),
+        Options::default(),
+    );
+    let (_requests, connection) = h2::client::handshake::<_>(client).await.expect("HTTP/2");
+    // Nobody moves the connection: no ping is seen, let alone answered.
+    let begun = tokio::time::Instant::now();
+    let error = served.await.expect("no panic").expect_err("it is dropped");
+    assert_eq!(error, "the client left a ping unanswered");
+    let took = begun.elapsed();
+    assert!(
+        took >= Duration::from_secs(35) && took < Duration::from_secs(40),
+        "{took:?}"
+    );
+    drop(connection);
+
+    let (client, server) = tokio::io::duplex(64 << 10);
+    let (served, _stop) = serve(server, Fake::new(Limits::default()), settings, Options::default());
+    let _requests = handshake(client).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(!served.is_finished(), "one that answers stays");
+}
+
+/// Counts writes.
+struct Counting {
+    io: DuplexStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+/// What a commit answers at once goes out at once, and so does what is read for requests that came together.
+#[tokio::test]
+async fn replies_that_are_ready_together_are_written_together() {
+    let store = Fake::new(Limits::default());
+    store.put_one("key", &"v".repeat(300));
+    let (client, server) = tokio::io::duplex(1 << 20);
+    let writes = Arc::new(AtomicUsize::new(0));
+    let counting = Counting {
+        io: server,
+        writes: writes.clone(),
+    };
+    let (served, stop) = serve(
+        counting,
+        store.clone(),
+        ConnectionSettings::default(),
+        Options::default(),
+    );
+    let mut client = Client {
+        requests: handshake(client).await,
+        served,
+        stop,
+    };
+    assert_eq!(client.call(PUT, &[&framed(&put("a", 1))]).await.code, 0);
+    for (path, message) in [
+        (PUT, framed(&put("wait", 1))),
+        (
+            RANGE,
+            framed(&RangeRequest {
+                key: "key".into(),
+                ..Default::default()
+            }),
+        ),
+    ] {
+        let before = writes.load(Ordering::Relaxed);
+        let mut answers = Vec::new();
+        for _ in 0..50 {
+            let (response, mut body) = client.begin(path, &[]).await;
+            body.send_data(message.clone().into(), true).expect("room");
+            answers.push(response);
+        }
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        api::wake::together(|| store.release.notify_waiters());
+        for response in answers {
+            assert_eq!(answer(response).await.expect("an answer").code, 0);
+        }
+        let writes = writes.load(Ordering::Relaxed) - before;
+        assert!(writes < 10, "{path}: {writes} writes for 50 replies");
+    }
+}

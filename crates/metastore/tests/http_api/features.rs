@@ -1,0 +1,846 @@
+//! What the API does, one thing at a time.
+
+use std::time::{Duration, Instant};
+
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+use serde_json::{Value, json};
+
+use crate::client::Http;
+use crate::nodes::Nodes;
+use crate::support::{Storage, on_both_engines};
+
+on_both_engines! { 60;
+    keys,
+    conditions,
+    representations,
+    lists,
+    large_lists,
+    range_deletes,
+    transactions,
+    leases,
+    locks,
+    members_and_status,
+    the_document_and_the_page,
+    head_and_options,
+}
+
+fn keys_of(list: &Value) -> Vec<&str> {
+    let kvs = list["kvs"].as_array().expect("a list");
+    kvs.iter().map(|kv| kv["key"].as_str().expect("text")).collect()
+}
+
+async fn keys(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+
+    let missing = http.get("/api/v1/kv/none").await;
+    let problem = missing.problem(404, "key-not-found");
+    assert_eq!(
+        (&problem["code"], &problem["code_name"]),
+        (&5.into(), &"NotFound".into())
+    );
+
+    // A key is bytes; slashes are a part of it wherever they stand.
+    for (path, key) in [
+        ("a/b/c", &b"a/b/c"[..]),
+        ("/registry/pods/x", b"/registry/pods/x"),
+        ("a%2Fb", b"a/b"),
+        ("dir/", b"dir/"),
+        ("%2e%2e%2f+x%20y", b"../+x y"),
+        ("%00", b"\0"),
+        ("%C3%A4", "ä".as_bytes()),
+    ] {
+        let revision = http.put(&format!("/api/v1/kv/{path}"), path.to_owned()).await.ok()["revision"].clone();
+        let got = etcd.get(key, None).await.unwrap();
+        assert_eq!(got.kvs()[0].value(), path.as_bytes());
+        let answer = http.get(&format!("/api/v1/kv/{path}")).await;
+        assert_eq!(
+            (answer.text(), answer.header("etag")),
+            (path, &*format!("\"{revision}\""))
+        );
+    }
+
+    let first = http.put_key("k", "1").await;
+    let answer = http.put("/api/v1/kv/k?prev=true", "2").await;
+    let second = answer.ok()["revision"].as_i64().unwrap();
+    assert_eq!(answer.header("etag"), format!("\"{second}\""));
+    let prev = &answer.json()["prev"];
+    assert_eq!(
+        (&prev["value"], &prev["mod_revision"], &prev["version"]),
+        (&"1".into(), &first.into(), &1.into())
+    );
+    assert!(http.put("/api/v1/kv/new?prev=true", "").await.ok()["prev"].is_null());
+
+    let answer = http.get("/api/v1/kv/k").await;
+    for (name, value) in [
+        ("etag", format!("\"{second}\"")),
+        ("metastore-create-revision", first.to_string()),
+        ("metastore-mod-revision", second.to_string()),
+        ("metastore-version", "2".to_owned()),
+        ("metastore-lease", String::new()),
+        ("metastore-revision", (second + 1).to_string()),
+        ("content-type", "text/plain; charset=utf-8".to_owned()),
+        ("x-content-type-options", "nosniff".to_owned()),
+        ("content-length", "1".to_owned()),
+    ] {
+        assert_eq!(answer.header(name), value, "{name}");
+    }
+    assert_eq!(http.get(&format!("/api/v1/kv/k?revision={first}")).await.text(), "1");
+    assert_eq!(http.get("/api/v1/kv/k?serializable=true").await.text(), "2");
+    http.get(&format!("/api/v1/kv/k?revision={}", second + 100))
+        .await
+        .problem(400, "future-revision");
+    etcd.compact(second, None).await.unwrap();
+    let gone = http.get(&format!("/api/v1/kv/k?revision={first}")).await;
+    assert_eq!(gone.problem(410, "revision-compacted")["compact_revision"], second);
+
+    assert_eq!(http.delete("/api/v1/kv/k").await.ok()["deleted"], 1);
+    http.delete("/api/v1/kv/k").await.problem(404, "key-not-found");
+
+    // Empty values, and the largest.
+    http.put_key("empty", "").await;
+    let answer = http.get("/api/v1/kv/empty").await;
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    let large = vec![b'x'; 1_500_000];
+    http.put("/api/v1/kv/large", large.clone()).await.ok();
+    assert!(http.get("/api/v1/kv/large").await.body == large);
+}
+
+async fn conditions(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let mut http = nodes.http().await;
+    let path = "/api/v1/kv/k";
+    let put = async |http: &mut Http, name: &str, value: &str, body: &'static str| {
+        http.send("PUT", path, &[(name, value)], body).await
+    };
+    assert_eq!(
+        put(&mut http, "if-match", "*", "x")
+            .await
+            .problem(412, "precondition-failed")["mod_revision"],
+        0
+    );
+    let created = put(&mut http, "if-none-match", "*", "1").await;
+    assert_eq!(created.status, 201);
+    let etag = created.header("etag").to_owned();
+    let again = put(&mut http, "if-none-match", "*", "2").await;
+    again.problem(412, "precondition-failed");
+    assert_eq!(again.header("etag"), etag);
+    assert_eq!(http.get(path).await.text(), "1");
+
+    let swapped = put(&mut http, "if-match", &etag, "3").await;
+    assert_eq!(swapped.status, 200);
+    let new_etag = swapped.header("etag").to_owned();
+    put(&mut http, "if-match", &etag, "4")
+        .await
+        .problem(412, "precondition-failed");
+    put(&mut http, "if-match", &format!("W/{new_etag}"), "4")
+        .await
+        .problem(412, "precondition-failed");
+    put(&mut http, "if-match", "\"something-else\"", "4")
+        .await
+        .problem(412, "precondition-failed");
+    put(&mut http, "if-none-match", &new_etag, "4")
+        .await
+        .problem(412, "precondition-failed");
+    put(&mut http, "if-none-match", &etag, "5").await.ok();
+    put(&mut http, "if-match", "*", "6").await.ok();
+    let unquoted = put(&mut http, "if-match", "42", "7")
+        .await
+        .problem(400, "invalid-header");
+    assert_eq!(unquoted["header"], "if-match");
+    assert_eq!(http.get(path).await.text(), "6");
+
+    let etag = http.get(path).await.header("etag").to_owned();
+    let fresh = http.send("GET", path, &[("if-none-match", &etag)], "").await;
+    assert_eq!((fresh.status, fresh.body.len(), fresh.header("etag")), (304, 0, &*etag));
+    assert_eq!(
+        http.send("GET", path, &[("if-none-match", "\"1\"")], "").await.status,
+        200
+    );
+    http.send("GET", path, &[("if-match", "\"1\"")], "")
+        .await
+        .problem(412, "precondition-failed");
+
+    http.send("DELETE", path, &[("if-match", "\"1\"")], "")
+        .await
+        .problem(412, "precondition-failed");
+    http.send("DELETE", path, &[("if-match", &etag)], "").await.ok();
+    http.send("DELETE", path, &[("if-match", &etag)], "")
+        .await
+        .problem(412, "precondition-failed");
+}
+
+async fn representations(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let mut http = nodes.http().await;
+    http.put("/api/v1/kv/text", "häßlich").await.ok();
+    http.put("/api/v1/kv/bytes%ff", vec![0xff, 0]).await.ok();
+    let get = async |http: &mut Http, path: &str, accept: &str| http.send("GET", path, &[("accept", accept)], "").await;
+
+    let answer = get(&mut http, "/api/v1/kv/text", "application/json").await;
+    assert_eq!(answer.header("content-type"), "application/json");
+    let kv = answer.json();
+    assert_eq!((&kv["key"], &kv["value"]), (&"text".into(), &"häßlich".into()));
+    assert!(kv.get("key_base64").is_none() && kv.get("value_base64").is_none() && kv.get("lease").is_none());
+    let kv = get(&mut http, "/api/v1/kv/text?encoding=base64", "application/json")
+        .await
+        .json();
+    assert_eq!(
+        (&kv["key_base64"], &kv["value_base64"]),
+        (&"dGV4dA==".into(), &"aMOkw59saWNo".into())
+    );
+    assert!(kv.get("key").is_none() && kv.get("value").is_none());
+    let kv = get(&mut http, "/api/v1/kv/bytes%ff", "application/json").await.json();
+    assert_eq!(
+        (&kv["key_base64"], &kv["value_base64"]),
+        (&"Ynl0ZXP/".into(), &"/wA=".into())
+    );
+
+    assert_eq!(
+        get(&mut http, "/api/v1/kv/text", "application/octet-stream")
+            .await
+            .header("content-type"),
+        "application/octet-stream"
+    );
+    let html = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
+    assert_eq!(
+        get(&mut http, "/api/v1/kv/text", html).await.header("content-type"),
+        "text/plain; charset=utf-8"
+    );
+    get(&mut http, "/api/v1/kv/text", "image/png")
+        .await
+        .problem(406, "not-acceptable");
+    get(&mut http, "/api/v1/kv/bytes%ff", "text/plain")
+        .await
+        .problem(406, "not-acceptable");
+
+    let list = http.get("/api/v1/kv").await.ok();
+    let (bytes, text) = (&list["kvs"][0], &list["kvs"][1]);
+    assert_eq!(
+        (&bytes["key_base64"], &bytes["value_base64"]),
+        (&"Ynl0ZXP/".into(), &"/wA=".into())
+    );
+    assert_eq!((&text["key"], &text["value"]), (&"text".into(), &"häßlich".into()));
+    let list = http.get("/api/v1/kv?encoding=base64").await.ok();
+    assert_eq!(list["kvs"][1]["value_base64"], "aMOkw59saWNo");
+}
+
+async fn lists(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    for at in 0..10 {
+        http.put_key(&format!("app/{at}"), &format!("{}", 9 - at)).await;
+    }
+    http.put_key("app%2F%ff", "bytes").await;
+    http.put_key("b", "other").await;
+    let revision = http.get("/api/v1/status").await.ok()["revision"].as_i64().unwrap();
+
+    let all = http.get("/api/v1/kv?end=app0&encoding=auto").await.ok();
+    assert_eq!(
+        (&all["revision"], all["kvs"].as_array().map(Vec::len)),
+        (&revision.into(), Some(11))
+    );
+    assert_eq!(
+        keys_of(&http.get("/api/v1/kv?start=app/8&end=app/%ff").await.ok()),
+        ["app/8", "app/9"]
+    );
+    assert_eq!(
+        keys_of(&http.get("/api/v1/kv?prefix=app/&start=app/8&end=app/9").await.ok()),
+        ["app/8"]
+    );
+    assert_eq!(keys_of(&http.get("/api/v1/kv?key=b").await.ok()), ["b"]);
+    assert!(keys_of(&http.get("/api/v1/kv?start=b&end=a").await.ok()).is_empty());
+    assert_eq!(
+        http.get("/api/v1/kv?prefix=app/&count_only=true").await.ok(),
+        json!({"revision": revision, "count": 11})
+    );
+    let kv = &http.get("/api/v1/kv?prefix=app/&keys_only=true&limit=1").await.ok()["kvs"][0];
+    assert!(kv.get("value").is_none() && kv["mod_revision"].is_number(), "{kv}");
+    let sorted = http
+        .get("/api/v1/kv?prefix=app/&end=app/%3a&sort=value&limit=3")
+        .await
+        .ok();
+    assert_eq!(
+        (keys_of(&sorted), sorted.get("next")),
+        (vec!["app/9", "app/8", "app/7"], None)
+    );
+    assert_eq!(sorted["more"], true);
+    assert_eq!(
+        keys_of(
+            &http
+                .get("/api/v1/kv?prefix=app/&sort=-create_revision&start=app/8&end=app/:")
+                .await
+                .ok()
+        ),
+        ["app/9", "app/8"]
+    );
+
+    // Pages are of one revision, whatever is written meanwhile, in both directions.
+    for (sort, expected) in [
+        ("key", (0..10).map(|at| format!("app/{at}")).collect::<Vec<_>>()),
+        ("-key", (0..10).rev().map(|at| format!("app/{at}")).collect()),
+    ] {
+        let mut path = format!("/api/v1/kv?prefix=app/&end=app/:&limit=3&sort={sort}");
+        let mut found = Vec::new();
+        let mut pinned = None;
+        loop {
+            let answer = http.get(&path).await;
+            let page = answer.ok();
+            assert_eq!(
+                &page["revision"],
+                pinned.get_or_insert(page["revision"].clone()),
+                "{sort}"
+            );
+            found.extend(keys_of(&page).into_iter().map(str::to_owned));
+            etcd.put(format!("app/4{}", found.len()), "late", None).await.unwrap();
+            match page["next"].as_str() {
+                Some(next) => {
+                    assert_eq!(page["more"], true);
+                    assert_eq!(answer.header("link"), format!("<{next}>; rel=\"next\""));
+                    path = next.to_owned();
+                }
+                None => {
+                    assert_eq!(page["more"], false);
+                    break;
+                }
+            }
+        }
+        assert_eq!(found, expected, "{sort}");
+        http.delete("/api/v1/kv?start=app/40&end=app/5").await.ok();
+    }
+    // A key that is no text leads on as well.
+    let page = http.get("/api/v1/kv?prefix=app/&start=app/9&limit=2").await.ok();
+    assert_eq!(page["more"], false);
+    let page = http.get("/api/v1/kv?start=app/%ff&limit=1").await.ok();
+    let next = page["next"].as_str().expect("b is left");
+    assert_eq!(keys_of(&http.get(next).await.ok()), ["b"]);
+
+    etcd.compact(revision, None).await.unwrap();
+    let gone = http.get(&format!("/api/v1/kv?revision={}", revision - 1)).await;
+    assert_eq!(gone.problem(410, "revision-compacted")["compact_revision"], revision);
+    http.get(&format!("/api/v1/kv?count_only=true&revision={}", revision - 1))
+        .await
+        .problem(410, "revision-compacted");
+    http.get(&format!("/api/v1/kv?sort=value&revision={}", revision - 1))
+        .await
+        .problem(410, "revision-compacted");
+}
+
+async fn large_lists(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    for batch in 0..50 {
+        let put = |at| TxnOp::put(format!("l/{batch:02}{at:02}"), "v".repeat(1000), None);
+        let puts: Vec<_> = (0..100).map(put).collect();
+        assert!(etcd.txn(Txn::new().and_then(puts)).await.unwrap().succeeded());
+    }
+    let answer = http.get("/api/v1/kv?prefix=l/").await;
+    // Its length is not known before it is read.
+    assert_eq!(answer.header("transfer-encoding"), "chunked");
+    let list = answer.ok();
+    let keys = keys_of(&list);
+    assert_eq!((keys.len(), keys[0], keys[4999]), (5000, "l/0000", "l/4999"));
+    assert!(keys.is_sorted() && list["more"] == false && list["revision"] == 51);
+    let answer = http.get("/api/v1/kv?prefix=l/&limit=2001").await;
+    let page = answer.ok();
+    assert_eq!((keys_of(&page).len(), &page["more"]), (2001, &true.into()));
+    assert_eq!(
+        keys_of(&http.get(page["next"].as_str().unwrap()).await.ok())[0],
+        "l/2001"
+    );
+    assert_eq!(
+        keys_of(&http.get("/api/v1/kv?prefix=l/&sort=-key").await.ok())[0],
+        "l/4999"
+    );
+}
+
+async fn range_deletes(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let mut http = nodes.http().await;
+    for key in ["a/1", "a/2", "a/3", "b"] {
+        http.put_key(key, "x").await;
+    }
+    // A variable that is empty must not empty the store.
+    for path in ["/api/v1/kv", "/api/v1/kv?prefix="] {
+        assert_eq!(
+            http.delete(path).await.problem(400, "invalid-parameter")["parameter"],
+            "all"
+        );
+    }
+    let deleted = http.delete("/api/v1/kv?prefix=a/&end=a/3&prev=true").await.ok();
+    assert_eq!(
+        (&deleted["deleted"], &deleted["prevs"][1]["key"]),
+        (&2.into(), &"a/2".into())
+    );
+    let nothing = http.delete("/api/v1/kv?prefix=none").await.ok();
+    assert_eq!(
+        (&nothing["deleted"], &nothing["revision"]),
+        (&0.into(), &deleted["revision"])
+    );
+    assert_eq!(http.delete("/api/v1/kv?start=b&end=a").await.ok()["deleted"], 0);
+    assert_eq!(http.delete("/api/v1/kv?all=true").await.ok()["deleted"], 2);
+}
+
+async fn transactions(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    let first = http
+        .post_json(
+            "/api/v1/txn",
+            &json!({
+                "compare": [{"key": "a", "exists": false}],
+                "then": [
+                    {"put": {"key": "a", "value": "1"}},
+                    {"put": {"key_base64": "/w==", "value_base64": "AP8="}},
+                    {"get": {"prefix": ""}},
+                ],
+                "else": [{"get": {"key": "a"}}],
+            }),
+        )
+        .await
+        .ok();
+    assert_eq!((&first["succeeded"], &first["revision"]), (&true.into(), &2.into()));
+    let got = &first["responses"][2]["get"];
+    assert_eq!(
+        (&got["count"], &got["kvs"][1]["value_base64"]),
+        (&2.into(), &"AP8=".into())
+    );
+    assert_eq!(etcd.get(&b"\xff"[..], None).await.unwrap().kvs()[0].value(), [0, 255]);
+
+    let body = json!({
+        "compare": [
+            {"key": "a", "version": 1},
+            {"key": "a", "mod_revision": 1, "op": ">"},
+            {"key": "a", "create_revision": 3, "op": "<"},
+            {"key": "a", "value": "2", "op": "!="},
+            {"key": "a", "value_base64": "MQ=="},
+            {"key": "a", "lease": "0"},
+            {"prefix": "a", "version": 0, "op": ">"},
+        ],
+        "then": [{"txn": {
+            "compare": [{"key": "a", "value": "2"}],
+            "then": [],
+            "else": [{"put": {"key": "a", "value": "3", "prev": true}}, {"delete": {"key_base64": "/w==", "prev": true}},
+                     {"get": {"prefix": "a", "keys_only": true}}],
+        }}],
+    });
+    let done = http.post_json("/api/v1/txn", &body).await.ok();
+    let inner = &done["responses"][0]["txn"];
+    assert_eq!((&done["succeeded"], &inner["succeeded"]), (&true.into(), &false.into()));
+    assert_eq!(inner["responses"][0]["put"]["prev"]["value"], "1");
+    assert_eq!(
+        inner["responses"][1]["delete"],
+        json!({"deleted": 1, "prevs": [{
+        "key_base64": "/w==", "value_base64": "AP8=", "create_revision": 2, "mod_revision": 2, "version": 1}]})
+    );
+    let kv = &inner["responses"][2]["get"]["kvs"][0];
+    assert!(kv["key"] == "a" && kv.get("value").is_none(), "{kv}");
+    assert_eq!(http.get("/api/v1/kv/a").await.text(), "3");
+
+    // What is wrong is said, and nothing is done.
+    let revision = http.get("/api/v1/status").await.ok()["revision"].clone();
+    for (body, status, slug, part) in [
+        (json!({"than": []}), 400, "invalid-body", "than"),
+        (
+            json!({"then": [{"put": {"key": "a", "valeu": "1"}}]}),
+            400,
+            "invalid-body",
+            "valeu",
+        ),
+        (json!({"then": [{"set": {}}]}), 400, "invalid-body", "set"),
+        (
+            json!({"then": [{"put": {"key": "a", "value": "1", "value_base64": "MQ=="}}]}),
+            400,
+            "invalid-body",
+            "exclude",
+        ),
+        (
+            json!({"then": [{"put": {"key": "a", "value_base64": "?"}}]}),
+            400,
+            "invalid-body",
+            "base64",
+        ),
+        (
+            json!({"then": [{"put": {"value": "1"}}]}),
+            400,
+            "invalid-request",
+            "key is not provided",
+        ),
+        (
+            json!({"then": [{"put": {"key": "a", "lease": "zz"}}]}),
+            400,
+            "invalid-body",
+            "lease",
+        ),
+        (
+            json!({"then": [{"put": {"key": "a", "lease": "1234"}}]}),
+            404,
+            "lease-not-found",
+            "lease not found",
+        ),
+        (
+            json!({"then": [{"put": {"key": "x", "keep_value": true}}]}),
+            404,
+            "key-not-found",
+            "key not found",
+        ),
+        (
+            json!({"then": [{"put": {"key": "a"}}, {"put": {"key": "a"}}]}),
+            400,
+            "invalid-request",
+            "duplicate key",
+        ),
+        (json!({"then": [{"delete": {}}]}), 400, "invalid-body", "all"),
+        (json!({"compare": [{"key": "a"}]}), 400, "invalid-body", "exactly one"),
+        (
+            json!({"compare": [{"key": "a", "version": 1, "lease": "1"}]}),
+            400,
+            "invalid-body",
+            "exactly one",
+        ),
+        (
+            json!({"compare": [{"key": "a", "exists": true, "op": "<"}]}),
+            400,
+            "invalid-body",
+            "exists",
+        ),
+        (
+            json!({"compare": [{"key": "", "version": 1}]}),
+            400,
+            "invalid-request",
+            "key is not provided",
+        ),
+        (
+            json!({"then": [{"get": {"key": "a", "prefix": "b"}}]}),
+            400,
+            "invalid-parameter",
+            "one key",
+        ),
+        (
+            json!({"then": [{"get": {"key": "a", "revision": 999_999}}]}),
+            400,
+            "future-revision",
+            "future",
+        ),
+        (
+            json!({"then": vec![json!({"get": {"key": "a"}}); 129]}),
+            400,
+            "invalid-request",
+            "too many operations",
+        ),
+        (json!([]), 400, "invalid-body", "object"),
+    ] {
+        let problem = http.post_json("/api/v1/txn", &body).await.problem(status, slug);
+        assert!(problem["detail"].as_str().unwrap().contains(part), "{body}: {problem}");
+    }
+    let mut nested = json!({"then": [{"put": {"key": "deep"}}]});
+    for _ in 0..40 {
+        nested = json!({"then": [{"txn": nested}]});
+    }
+    http.post_json("/api/v1/txn", &nested)
+        .await
+        .problem(400, "invalid-body");
+    assert_eq!(http.get("/api/v1/status").await.ok()["revision"], revision);
+}
+
+async fn leases(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    let granted = http.post_json("/api/v1/leases", &json!({"ttl": 600})).await;
+    assert_eq!(granted.status, 201);
+    let lease = granted.json();
+    let id = lease["id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (granted.header("location"), &lease["ttl"]),
+        (&*format!("/api/v1/leases/{id}"), &600.into())
+    );
+
+    // What etcd's client says of it, and of a key that is attached to it.
+    let number = i64::from_str_radix(&id, 16).unwrap();
+    assert_eq!(etcd.lease_time_to_live(number, None).await.unwrap().granted_ttl(), 600);
+    http.put(&format!("/api/v1/kv/leased?lease={id}"), "x").await.ok();
+    assert_eq!(http.get("/api/v1/kv/leased").await.header("metastore-lease"), id);
+    http.put("/api/v1/kv/leased?keep_lease=true", "y").await.ok();
+    let kv = etcd.get("leased", None).await.unwrap().kvs()[0].clone();
+    assert_eq!((kv.value(), kv.lease()), (&b"y"[..], number));
+    http.put("/api/v1/kv/none?keep_lease=true", "y")
+        .await
+        .problem(404, "key-not-found");
+    http.put(&format!("/api/v1/kv/x?keep_lease=true&lease={id}"), "y")
+        .await
+        .problem(400, "invalid-request");
+    http.put("/api/v1/kv/x?lease=1234", "y")
+        .await
+        .problem(404, "lease-not-found");
+
+    let shown = http.get(&format!("/api/v1/leases/{id}?keys=true")).await.ok();
+    assert_eq!((&shown["id"], &shown["granted_ttl"]), (&id.clone().into(), &600.into()));
+    assert_eq!(shown["keys"], json!([{"key": "leased"}]));
+    assert_eq!(http.get("/api/v1/leases").await.ok(), json!({"leases": [id]}));
+    let kept = http
+        .send("POST", &format!("/api/v1/leases/{id}/keep-alive"), &[], "")
+        .await
+        .ok();
+    assert_eq!(kept["ttl"], 600);
+    assert!(http.delete(&format!("/api/v1/leases/{id}")).await.ok()["revision"].is_number());
+    http.get("/api/v1/kv/leased").await.problem(404, "key-not-found");
+    http.get(&format!("/api/v1/leases/{id}"))
+        .await
+        .problem(404, "lease-not-found");
+    http.delete(&format!("/api/v1/leases/{id}"))
+        .await
+        .problem(404, "lease-not-found");
+    http.send("POST", &format!("/api/v1/leases/{id}/keep-alive"), &[], "")
+        .await
+        .problem(404, "lease-not-found");
+
+    let chosen = http
+        .post_json("/api/v1/leases", &json!({"ttl": 1, "id": "ABC"}))
+        .await
+        .ok();
+    // Raised to the server's minimum.
+    assert_eq!((&chosen["id"], &chosen["ttl"]), (&"abc".into(), &2.into()));
+    http.post_json("/api/v1/leases", &json!({"ttl": 1, "id": "abc"}))
+        .await
+        .problem(409, "conflict");
+    http.put("/api/v1/kv/short?lease=abc", "x").await.ok();
+    let begun = Instant::now();
+    while http.get("/api/v1/kv/short").await.status == 200 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the lease does not end");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for (body, slug) in [
+        (json!({}), "invalid-body"),
+        (json!({"ttl": 0}), "invalid-body"),
+        (json!({"ttl": "5"}), "invalid-body"),
+        (json!({"ttl": 5, "id": "0"}), "invalid-body"),
+        (json!({"ttl": 5, "idd": "1"}), "invalid-body"),
+        (json!({"ttl": 9_000_000_001_i64}), "invalid-request"),
+    ] {
+        http.post_json("/api/v1/leases", &body).await.problem(400, slug);
+    }
+    http.get("/api/v1/leases/xyz").await.problem(400, "invalid-path");
+    http.get("/api/v1/leases/1/other").await.problem(404, "no-such-path");
+}
+
+async fn locks(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    let post = async |http: &mut Http, path: &str| http.send("POST", path, &[], "").await;
+    let free = http.get("/api/v1/locks/build").await.ok();
+    assert_eq!((&free["held"], free.get("holder")), (&false.into(), None));
+
+    let held = post(&mut http, "/api/v1/locks/build?ttl=30").await.ok();
+    let lease = held["lease"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (&held["key"], &held["ttl"]),
+        (&format!("build/{lease}").into(), &30.into())
+    );
+    // The key is etcd's: a lock by its clients has the same form.
+    let kv = etcd.get(format!("build/{lease}"), None).await.unwrap().kvs()[0].clone();
+    assert_eq!(
+        (kv.create_revision(), kv.lease()),
+        (
+            held["revision"].as_i64().unwrap(),
+            i64::from_str_radix(&lease, 16).unwrap()
+        )
+    );
+
+    // Tried once, it leaves nothing behind.
+    let leases_before = http.get("/api/v1/leases").await.ok();
+    let refused = post(&mut http, "/api/v1/locks/build").await.problem(409, "lock-held");
+    assert_eq!(refused["holder"]["lease"], lease);
+    let waited = Instant::now();
+    post(&mut http, "/api/v1/locks/build?wait=300ms")
+        .await
+        .problem(409, "lock-held");
+    assert!(waited.elapsed() >= Duration::from_millis(300));
+    let state = http.get("/api/v1/locks/build").await.ok();
+    assert_eq!(
+        (&state["held"], &state["waiting"], &state["holder"]["lease"]),
+        (&true.into(), &0.into(), &lease.clone().into())
+    );
+    assert_eq!(http.get("/api/v1/leases").await.ok(), leases_before);
+    // Whoever has it may ask again.
+    assert_eq!(
+        post(&mut http, &format!("/api/v1/locks/build?lease={lease}"))
+            .await
+            .ok()["revision"],
+        held["revision"]
+    );
+
+    // Two wait; the first in line gets it once it is released, and one that hangs up leaves the line.
+    let mut waiter = nodes.http().await;
+    let waiting = tokio::spawn(async move { waiter.send("POST", "/api/v1/locks/build?wait=20s", &[], "").await });
+    let wait_for = async |http: &mut Http, count: i64| {
+        let begun = Instant::now();
+        while http.get("/api/v1/locks/build").await.ok()["waiting"] != count {
+            assert!(
+                begun.elapsed() < Duration::from_secs(10),
+                "there are never {count} in line"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    wait_for(&mut http, 1).await;
+    let mut quitter = nodes.http().await;
+    let quitting = tokio::spawn(async move { quitter.send("POST", "/api/v1/locks/build?wait=20s", &[], "").await });
+    wait_for(&mut http, 2).await;
+    quitting.abort();
+    wait_for(&mut http, 1).await;
+    http.delete(&format!("/api/v1/locks/build?lease={lease}")).await.ok();
+    let next = waiting.await.unwrap().ok();
+    assert!(next["revision"].as_i64() > held["revision"].as_i64());
+    assert_eq!(
+        http.get("/api/v1/locks/build").await.ok()["holder"]["lease"],
+        next["lease"]
+    );
+
+    // By a lease of one's own; whoever locks the way etcd's clients do is waited for.
+    let theirs = etcd.lease_grant(60, None).await.unwrap().id();
+    let key = format!("theirs/{theirs:x}");
+    let join = Txn::new()
+        .when([Compare::create_revision(&*key, CompareOp::Equal, 0)])
+        .and_then([TxnOp::put(&*key, "", Some(PutOptions::new().with_lease(theirs)))]);
+    etcd.txn(join).await.unwrap();
+    let mine = http.post_json("/api/v1/leases", &json!({"ttl": 60})).await.ok()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    post(&mut http, &format!("/api/v1/locks/theirs?lease={mine}"))
+        .await
+        .problem(409, "lock-held");
+    let mut waiter = nodes.http().await;
+    let path = format!("/api/v1/locks/theirs?wait=20s&lease={mine}");
+    let waiting = tokio::spawn(async move { waiter.send("POST", &path, &[], "").await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished());
+    // The end of a lease releases its lock.
+    etcd.lease_revoke(theirs).await.unwrap();
+    assert_eq!(waiting.await.unwrap().ok()["lease"], mine);
+
+    http.delete("/api/v1/locks/theirs")
+        .await
+        .problem(400, "invalid-parameter");
+    http.delete("/api/v1/locks/theirs?lease=1234")
+        .await
+        .problem(404, "lock-not-held");
+    http.delete(&format!("/api/v1/leases/{mine}")).await.ok();
+    assert_eq!(http.get("/api/v1/locks/theirs").await.ok()["held"], false);
+    post(&mut http, "/api/v1/locks/x?lease=1234")
+        .await
+        .problem(404, "lease-not-found");
+    post(&mut http, "/api/v1/locks/x?lease=1&ttl=3")
+        .await
+        .problem(400, "invalid-request");
+}
+
+async fn members_and_status(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    let members = http.get("/api/v1/members").await.ok();
+    let theirs = etcd.member_list().await.unwrap();
+    let member = &theirs.members()[0];
+    assert_eq!(
+        members["members"],
+        json!([{
+            "id": format!("{:x}", member.id()), "name": "m0", "peer_urls": member.peer_urls(),
+            "client_urls": member.client_urls(), "is_learner": false,
+        }])
+    );
+    let status = http.get("/api/v1/status").await.ok();
+    assert_eq!(
+        (&status["leader_id"], &status["member_id"]),
+        (&members["members"][0]["id"], &members["members"][0]["id"])
+    );
+    assert_eq!(
+        (&status["cluster_id"], &status["errors"]),
+        (&members["cluster_id"], &json!([]))
+    );
+}
+
+async fn the_document_and_the_page(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let mut http = nodes.http().await;
+    let document = http.get("/api/v1/openapi.json").await.ok();
+    assert_eq!(document["openapi"], "3.1.0");
+    assert!(document["paths"]["/api/v1/kv/{key}"]["put"]["responses"]["412"].is_object());
+    let page = http.get("/api/v1/docs").await;
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (200, "text/html; charset=utf-8")
+    );
+    assert!(page.text().contains("/api/v1/kv/{key}"));
+    let moved = http.get("/api/v1").await;
+    assert_eq!((moved.status, moved.header("location")), (303, "/api/v1/docs"));
+}
+
+async fn head_and_options(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let mut http = nodes.http().await;
+    http.put_key("k", "value").await;
+    let head = http.send("HEAD", "/api/v1/kv/k", &[], "").await;
+    assert_eq!(
+        (head.status, head.header("content-length"), head.body.len()),
+        (200, "5", 0)
+    );
+    assert_eq!(head.header("etag"), "\"2\"");
+    let head = http.send("HEAD", "/api/v1/kv/none", &[], "").await;
+    assert_eq!((head.status, head.body.len()), (404, 0));
+    assert_eq!(http.send("HEAD", "/api/v1/status", &[], "").await.status, 200);
+    assert_eq!(http.send("HEAD", "/api/v1/watch", &[], "").await.status, 405);
+}
+
+/// On addresses of its own there is the HTTP API, over HTTP/1.1 and HTTP/2, and nothing else; on the client port it is
+/// as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_of_its_own() {
+    let port = crate::support::free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let nodes = Nodes::start_with(Storage::Memory, 1, &[&format!("--listen-http-urls={url}")]);
+    let mut http = Http::connect(&url).await;
+    http.put_key("k", "v").await;
+    assert_eq!(nodes.http().await.get("/api/v1/kv/k").await.text(), "v");
+    for path in ["/health", "/version", "/metrics", "/"] {
+        http.get(path).await.problem(404, "no-such-path");
+    }
+    let headers = [("content-type", "application/grpc")];
+    http.send("POST", "/etcdserverpb.KV/Range", &headers, "")
+        .await
+        .problem(404, "no-such-path");
+    let curl = std::process::Command::new("curl")
+        .args(["-s", "--http2-prior-knowledge", "-w", " %{http_version}"])
+        .arg(format!("{url}/api/v1/kv/k"))
+        .output()
+        .expect("curl runs");
+    assert_eq!(String::from_utf8_lossy(&curl.stdout), "v 2");
+}
+
+/// A page's script may call from the origins that `--cors` names, and from no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_other_origins() {
+    let nodes = Nodes::start_with(Storage::Memory, 1, &["--cors=https://a.example"]);
+    let mut http = nodes.http().await;
+    let preflight = |origin: &'static str| {
+        [
+            ("origin", origin),
+            ("access-control-request-method", "PUT"),
+            ("access-control-request-headers", "if-match"),
+        ]
+    };
+    let allowed = http
+        .send("OPTIONS", "/api/v1/kv//a/../b", &preflight("https://a.example"), "")
+        .await;
+    assert_eq!(allowed.status, 200);
+    assert_eq!(allowed.header("access-control-allow-origin"), "https://a.example");
+    assert!(allowed.header("access-control-allow-methods").contains("PUT"));
+    assert!(allowed.header("access-control-allow-headers").contains("if-match"));
+    let refused = http
+        .send("OPTIONS", "/api/v1/kv/a", &preflight("https://b.example"), "")
+        .await;
+    assert_eq!(refused.header("access-control-allow-origin"), "");
+    let origin = [("origin", "https://a.example")];
+    let answer = http.send("PUT", "/api/v1/kv/a", &origin, "x").await;
+    assert!(answer.header("access-control-expose-headers").contains("etag"));
+    assert_eq!(answer.header("vary"), "origin");
+}

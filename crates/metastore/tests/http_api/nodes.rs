@@ -1,0 +1,65 @@
+//! One node, or a cluster of three.
+
+use etcd_client::Client;
+use tempfile::TempDir;
+
+use crate::client::Http;
+use crate::support::{Node, Setup, Storage, free_port, temp_dir};
+
+/// Running members of one cluster.
+pub(crate) struct Nodes {
+    pub(crate) nodes: Vec<Node>,
+    _dir: TempDir,
+}
+
+impl Nodes {
+    /// Starts an empty cluster of this many members.
+    pub(crate) fn start(storage: Storage, count: usize) -> Nodes {
+        Nodes::start_with(storage, count, &[])
+    }
+
+    /// The same with more flags.
+    pub(crate) fn start_with(storage: Storage, count: usize, args: &[&str]) -> Nodes {
+        let dir = temp_dir();
+        let peers: Vec<String> = (0..count)
+            .map(|_| format!("http://127.0.0.1:{}", free_port()))
+            .collect();
+        let cluster: Vec<String> = peers
+            .iter()
+            .enumerate()
+            .map(|(at, url)| format!("m{at}={url}"))
+            .collect();
+        let setups: Vec<Setup> = (0..count)
+            .map(|at| {
+                let base = dir.path().join(format!("m{at}"));
+                std::fs::create_dir(&base).expect("a directory can be made");
+                let setup = Setup::new(&base, storage)
+                    .arg(format!("--name=m{at}"))
+                    .arg(format!("--listen-peer-urls={}", peers[at]))
+                    .arg(format!("--initial-advertise-peer-urls={}", peers[at]))
+                    .arg(format!("--initial-cluster={}", cluster.join(",")));
+                args.iter().fold(setup, |setup, arg| setup.arg(*arg))
+            })
+            .collect();
+        let mut nodes: Vec<Node> = setups.iter().map(Setup::spawn).collect();
+        for node in &mut nodes {
+            node.wait_ready();
+        }
+        Nodes { nodes, _dir: dir }
+    }
+
+    /// Where tests write by HTTP: another member than the one that they read from, if there are several.
+    pub(crate) async fn http(&self) -> Http {
+        Http::connect(self.nodes[0].url()).await
+    }
+
+    /// HTTP at the member that `etcd` uses.
+    pub(crate) async fn other_http(&self) -> Http {
+        Http::connect(self.nodes[self.nodes.len() - 1].url()).await
+    }
+
+    /// An etcd client of another member than `http` uses, if there are several.
+    pub(crate) async fn etcd(&self) -> Client {
+        self.nodes[self.nodes.len() - 1].client().await
+    }
+}
