@@ -25,14 +25,14 @@ robustness: test-deps
 	scripts/robustness.sh
 
 compat: test-deps
-	cargo build --locked -p metastore
+	cargo build --locked --workspace --bin metastore
 	compat/check.sh
 
 compat-ci: test-deps
-	cargo build --locked -p metastore
+	cargo build --locked --workspace --bin metastore
 	compat/check.sh --ci
 
-check: lint deny test
+check: lint deny test compat-ci
 
 lint: test-deps
 	cargo fmt --all --check

@@ -9,11 +9,10 @@ if ! command -v go >/dev/null; then
 	echo "compat: SKIPPED: Go is not installed, and etcd's tests are written in it"
 	exit 0
 fi
-for program in etcd etcdctl etcdutl; do
-	if [ ! -x "bin/$program" ]; then
-		./build.sh || exit 2
-		break
-	fi
+# The etcd to compare with is not needed here.
+mkdir -p bin
+for program in etcdctl etcdutl; do
+	[ -x "bin/$program" ] || go build -p "${COMPAT_BUILD_JOBS:-2}" -o "bin/$program" "go.etcd.io/etcd/$program/v3" || exit 2
 done
 failed=0
 step() {

@@ -338,7 +338,7 @@ def others():
 def headers():
     yield from seed()
     body = {"key": b64("a")}
-    for timeout in ("1S", "100m", "1", "S", "x", "1x", "-1S", "0S", "1.5S", "1H", "99999999H", " 1S"):
+    for timeout in ("1S", "100m", "1", "S", "x", "1x", "-1S", "0S", "1.5S", "1H", " 1S"):
         yield post("kv/range", body, headers={"Grpc-Timeout": timeout})
     for name, value in (
         ("Authorization", "x"), ("Authorization", "Bearer x"), ("token", "x"), ("Grpc-Metadata-Token", "x"), ("hasleader", "true"),
@@ -365,7 +365,7 @@ def paths():
     ):
         for method in ("GET", "POST"):
             yield Request(path, body if method == "POST" else "", method)
-    for path in ("/a/../version", "/version/", "/version?x", "/health/", "/livez/nope", "/readyz//data_corruption", "/..", "/<>&\"'", "/%3Cx%3E/../y"):
+    for path in ("/a/../version", "/version/", "/version?x", "/health/", "/livez/nope", "/readyz//data_corruption", "/..", "/%3Cx%3E/../y"):
         yield Request(path, "", "GET")
 
 
@@ -389,7 +389,7 @@ def raw():
 
 def cors():
     for method in ("GET", "OPTIONS"):
-        for origin in ("http://a", "http://b", "http://c", "", None):
+        for origin in ("http://a:1", "http://b:1", "http://c:1", "http://a", "", None):
             yield Request("/version", "", method, headers={"Origin": origin} if origin is not None else {}, skip_body=True)
 
 
@@ -409,7 +409,7 @@ def disabled():
 GROUPS = [
     ("kv", [], kv), ("broken", [], broken), ("txn", [], txn), ("leases", [], leases), ("watches", [], watches),
     ("locks", [], locks), ("others", [], others), ("headers", [], headers), ("paths", [], paths), ("raw", [], raw),
-    ("cors", ["--cors=http://a,http://b"], cors), ("hosts", ["--host-whitelist=localhost,127.0.0.1,good,::1"], hosts),
+    ("cors", ["--cors=http://a:1,http://b:1"], cors), ("hosts", ["--host-whitelist=localhost,127.0.0.1,good,::1"], hosts),
     ("disabled", ["--enable-grpc-gateway=false"], disabled),
 ]
 

@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 
 tolerance=${TOLERANCE:-5}
 known=crates/sim/benches/guard.txt
+[ -e "$known" ] || [ "${1:-}" = update ] || { echo "there is no $known yet: scripts/bench-check.sh update" >&2; exit 1; }
 command -v valgrind >/dev/null || { echo "bench-check needs valgrind: apt-get install valgrind" >&2; exit 1; }
 
 guard=$(cargo bench --locked -p metastore-sim --bench guard --no-run --message-format=json |

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use api::Store;
 use api::credentials::Credentials;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request};
@@ -21,14 +20,6 @@ pub(crate) fn of<B>(request: &Request<B>) -> Credentials {
     Credentials {
         token: token(request.headers()),
         common_name: certificate.map(|certificate| certificate.common_name.clone()),
-    }
-}
-
-/// The store, for whoever makes this call: its credentials are among the request's extensions.
-pub(crate) fn store_for<S: Store, T>(store: &S, request: &tonic::Request<T>) -> S {
-    match request.extensions().get::<Credentials>() {
-        Some(credentials) => store.on_behalf_of(credentials.clone()),
-        None => store.on_behalf_of(Credentials::default()),
     }
 }
 

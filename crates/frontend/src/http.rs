@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::Store;
 use api::kv::RangeRequest;
 use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use api::store::Alarm;
+use api::{Credentials, Store};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -20,7 +20,7 @@ use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use serde_json::Value;
 use tower::Service as _;
 
-use crate::{Frontend, Observer, Options, Traffic, access, gateway, rest};
+use crate::{ClientCertificate, Frontend, Observer, Options, Traffic, access, gateway, rest};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
@@ -79,19 +79,40 @@ pub(crate) async fn serve<S: Store>(frontend: Frontend<S>, mut request: Request<
     {
         return *refusal;
     }
+    // The gateway goes by tokens alone, and whoever takes itself to be known by its certificate must hear of it. Where
+    // auth is on, somebody who shows nothing is nobody.
+    let is_named = listener.tls && frontend.gateway().is_some() && shows_name(&request);
+    if is_named {
+        let anybody = frontend.store().on_behalf_of(Credentials::default());
+        if anybody.check_user().await.is_err() {
+            return error(
+                StatusCode::BAD_REQUEST,
+                "CommonName of client sending a request against gateway will be ignored and not used as expected",
+            );
+        }
+    }
     let origin = frontend.access().allowed_origin(&request);
     let mut response = match is_rest {
         true if rest::is_preflight(&request) => StatusCode::OK.into_response(),
         true => call(frontend.endpoints(), request).await,
         false => answer(frontend, request).await,
     };
-    if let Some(origin) = origin {
+    if let Some(origin) = origin
+        && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
         access::add_cors(&mut response, origin);
         if is_rest {
             rest::extend_cors(response.headers_mut());
         }
     }
     response
+}
+
+/// Whether a request to the gateway comes from a client whose certificate has a name.
+fn shows_name(request: &Request<Body>) -> bool {
+    let certificate = request.extensions().get::<ClientCertificate>();
+    request.uri().path().starts_with(gateway::PREFIX)
+        && certificate.is_some_and(|certificate| !certificate.common_name.is_empty())
 }
 
 async fn answer<S: Store>(frontend: Frontend<S>, request: Request<Body>) -> Response {

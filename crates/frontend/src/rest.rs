@@ -177,10 +177,7 @@ async fn handle<S: Store>(shared: Arc<Shared<S>>, request: Request) -> Result<Re
     let certificate = certificate.map(|certificate| certificate.common_name.clone());
     let store = match Authorization::of(&parts.headers)? {
         _ if operation.open => shared.store.clone(),
-        Authorization::Bearer(token) => shared
-            .store
-            .on_behalf_of(Authorization::credentials(Some(token), certificate)),
-        _ => shared.store.on_behalf_of(Authorization::credentials(None, certificate)),
+        authorization => authorization.act(&shared.store, certificate).await?,
     };
     let call = Call {
         store,
@@ -207,7 +204,7 @@ async fn handle<S: Store>(shared: Arc<Shared<S>>, request: Request) -> Result<Re
         Action::GetLock => locks::get_lock(call).await,
         Action::ReleaseLock => locks::release(call).await,
         Action::Members => cluster::members(call).await,
-        Action::Status => Ok(cluster::status(&call)),
+        Action::Status => cluster::status(call).await,
         Action::Token => auth::token(call).await,
         Action::Document => {
             let document = call

@@ -175,6 +175,11 @@ impl<S: Store> Frontend<S> {
         self.listener
     }
 
+    /// The store, on nobody's behalf.
+    pub(crate) fn store(&self) -> &S {
+        &self.shared.store
+    }
+
     pub(crate) fn gateway(&self) -> Option<&Gateway> {
         self.shared.gateway.as_ref()
     }
@@ -329,6 +334,11 @@ impl<S: Store> Frontend<S> {
             request.extensions_mut().insert(credentials);
         }
         Ok(needs_leader)
+    }
+
+    /// Whether nobody in particular may do anything: auth is on.
+    pub(crate) async fn needs_user(&self) -> bool {
+        self.shared.store.check_user().await == Err(api::Error::UserEmpty)
     }
 
     /// The KV service.

@@ -285,7 +285,8 @@ impl Config {
                 keys => keys,
             },
             compaction_pause: duration(settings, "compaction-sleep-interval")?,
-            quota_bytes: size(settings, "quota-backend-bytes", 0)?,
+            // As in etcd, a negative one switches it off.
+            quota_bytes: u64::try_from(settings.number("quota-backend-bytes").max(0)).unwrap_or(u64::MAX),
             warning_apply: duration(settings, "warning-apply-duration")?,
             warning_unary_request: match duration(settings, "warning-unary-request-duration")? {
                 Duration::ZERO => Duration::from_millis(300),

@@ -8,7 +8,7 @@ use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error, GetOptions, Permission, PutOptions, Txn, TxnOp,
     WatchOptions,
 };
-use support::{Node, Setup, Storage, assert_refused, code, fresh, on_both_engines, temp_dir};
+use support::{Node, Setup, Storage, assert_refused, code, fresh, on_both_engines, status, temp_dir};
 
 const DENIED: &str = "etcdserver: permission denied";
 const EMPTY: &str = "etcdserver: user name is empty";
@@ -134,20 +134,19 @@ async fn users_may_do_what_their_roles_say(storage: Storage) {
 
 async fn tokens_end_with_what_they_stand_for(storage: Storage) {
     let dir = temp_dir();
-    let node = Setup::new(dir.path(), storage).arg("--auth-token-ttl=2").start();
+    let node = Setup::new(dir.path(), storage).arg("--auth-token-ttl=4").start();
     set_up(&node).await;
-    let mut root = log_in(&node, "root", "rootpw").await.unwrap();
+    // A token counts as long as it is used. Many sleeps, so that a busy machine does not make one too long.
     let mut ann = log_in(&node, "ann", "annpw").await.unwrap();
-    ann.put("a", "1", None).await.unwrap();
-
-    // A token counts as long as it is used.
-    for _ in 0..6 {
+    for _ in 0..12 {
         tokio::time::sleep(Duration::from_millis(500)).await;
         ann.put("a", "1", None).await.unwrap();
-        root.user_list().await.unwrap();
     }
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    tokio::time::sleep(Duration::from_millis(4500)).await;
     assert_refused(ann.put("a", "1", None).await, UNAUTHENTICATED, BAD_TOKEN);
+    drop(node);
+
+    let (_dir, node) = with_auth(storage).await;
 
     let mut root = log_in(&node, "root", "rootpw").await.unwrap();
     let mut ann = log_in(&node, "ann", "annpw").await.unwrap();
@@ -231,7 +230,7 @@ async fn watchers_are_checked_when_they_are_created(storage: Storage) {
     assert_eq!(stream.message().await.unwrap().unwrap().events().len(), 1);
 }
 
-/// What is slow about a login is done once for many who show the same password, and in nobody's way.
+/// What is slow about a login is done once for all who show the same password, and in nobody's way.
 async fn a_crowd_logs_in(storage: Storage) {
     let (_dir, node) = with_auth(storage).await;
     let mut root = log_in(&node, "root", "rootpw").await.unwrap();
@@ -250,10 +249,16 @@ async fn a_crowd_logs_in(storage: Storage) {
     }
     let puts_took = begun.elapsed();
     for wrong in wrong {
-        assert_refused(wrong.await.unwrap(), code::INVALID_ARGUMENT, FAILED);
+        // Those that would have to wait for long are turned away.
+        let error = wrong.await.unwrap().expect_err("the password is wrong");
+        let (_, message) = status(&error).expect("the node answers");
+        let known = [FAILED, "etcdserver: too many requests"];
+        assert!(known.contains(&&*message), "{message}");
     }
     assert!(puts_took < Duration::from_secs(10), "{puts_took:?}");
 
+    log_in(&node, "ann", "annpw").await.unwrap();
+    let begun = Instant::now();
     let right = (0..200).map(|_| {
         let url = node.url().to_owned();
         tokio::spawn(async move {
@@ -264,6 +269,9 @@ async fn a_crowd_logs_in(storage: Storage) {
     for right in right.collect::<Vec<_>>() {
         right.await.unwrap().unwrap();
     }
+    // Hashed anew each time, they would take 10 s of an idle processor.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
 async fn signed_tokens_say_everything_themselves(storage: Storage) {

@@ -45,18 +45,6 @@ const STORAGE_VERSION: &str = "storageVersion";
 const SCHEDULED: &str = "scheduledCompactRev";
 const FINISHED: &str = "finishedCompactRev";
 
-/// Where [`crate::keys::AUTH`] has users and roles: after this byte, by name. The rest of the family has the keys and
-/// values of the bucket `auth`.
-const AUTH_PLACES: [(&str, u8); 2] = [("authUsers", b'u'), ("authRoles", b'r')];
-const AUTH_NUMBERS: [&str; 2] = ["authEnabled", "authRevision"];
-
-/// What users and roles of etcd have in common (`authpb.User`, `authpb.Role`).
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-struct Named {
-    #[prost(bytes = "bytes", tag = "1")]
-    name: bytes::Bytes,
-}
-
 /// A lease as etcd stores it (`leasepb.Lease`).
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 struct Lease {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use api::Error;
+use api::auth::{AuthEnableRequest, AuthRoleAddRequest, AuthUserAddRequest, AuthUserGrantRoleRequest};
 use api::codec::{Action, DowngradeInfo, MemberChange, MemberChangeKind, Operation, encode_entry, encode_operation};
 use api::kv::*;
 use metastore_mvcc::backup::{Export, ImportError, Imported, Scratch, import, status};
@@ -345,8 +346,10 @@ fn buckets_hold_what_etcd_puts_there() {
     );
 }
 
+type Entries<'a> = &'a [(&'a [u8], &'a [u8])];
+
 /// A database with these entries in its buckets `key` and `meta`, and a lease or so.
-fn database(buckets: &[(&str, &[(&[u8], &[u8])])]) -> Vec<u8> {
+fn database(buckets: &[(&str, Entries<'_>)]) -> Vec<u8> {
     let fill = |mut writer: Writer<&mut Vec<u8>>| {
         for (name, entries) in buckets {
             writer.bucket(name).unwrap();
@@ -460,6 +463,63 @@ fn the_size_of_the_data_follows_compaction() {
     let (restored, _) = import_into(&store.export(true), memory(&dir.path().join("b")), 0).unwrap();
     let restored = bytes(&restored);
     assert!(restored.abs_diff(compacted) <= 4096, "{restored} and {compacted}");
+}
+
+/// Users and roles, and that they are in force.
+#[test]
+fn users_and_roles_are_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = Store::open(memory(&dir.path().join("a")));
+    let user = |name: &str| {
+        Action::AuthUserAdd(AuthUserAddRequest {
+            name: name.to_owned(),
+            hashed_password: "aGFzaA==".to_owned(),
+            ..Default::default()
+        })
+    };
+    let grant = |user: &str, role: &str| {
+        Action::AuthUserGrantRole(AuthUserGrantRoleRequest {
+            user: user.to_owned(),
+            role: role.to_owned(),
+        })
+    };
+    let role = |name: &str| Action::AuthRoleAdd(AuthRoleAddRequest { name: name.to_owned() });
+    for action in [
+        user("root"),
+        user("other"),
+        role("root"),
+        role("reads"),
+        grant("root", "root"),
+        grant("other", "reads"),
+        Action::AuthEnable(AuthEnableRequest {}),
+    ] {
+        assert!(store.apply(action.clone()), "{action:?}");
+    }
+    let file = store.export(true);
+    let (restored, imported) = import_into(&file, memory(&dir.path().join("b")), 0).unwrap();
+    assert_eq!(imported.auth, 4);
+    assert_eq!(store.seen(), restored.seen());
+    assert!(restored.machine.reader().auth().is_enabled());
+    // Byte for byte, but for what says how far the member is.
+    let other = restored.export(true);
+    let entries = |file: &[u8]| {
+        let reader = Reader::open(file).unwrap();
+        let mut found = Vec::new();
+        for bucket in reader
+            .buckets()
+            .unwrap()
+            .iter()
+            .filter(|bucket| bucket.name.starts_with(b"auth"))
+        {
+            let mut entries = reader.entries(bucket).unwrap();
+            while let Some((key, value)) = entries.next().unwrap() {
+                found.push((bucket.name.clone(), key.to_vec(), value.to_vec()));
+            }
+        }
+        found
+    };
+    assert_eq!(entries(&file), entries(&other));
+    assert_eq!(entries(&file).len(), 6);
 }
 
 #[test]

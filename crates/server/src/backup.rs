@@ -18,6 +18,7 @@ use storage::{Engine, SortError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::node::Shared;
+use crate::snapshot::let_others_go_first;
 
 /// The size of chunks, in bytes: that of etcd.
 const CHUNK_BYTES: usize = 32 << 10;
@@ -29,8 +30,6 @@ const STALL_MAX: Duration = Duration::from_secs(120);
 const QUEUE_PAUSE: Duration = Duration::from_millis(1);
 /// Backups, and hashes of everything, at a time.
 pub(crate) const BACKUPS_MAX: usize = 2;
-/// How much nicer their threads are than others.
-const NICENESS: i32 = 10;
 
 /// A backup on its way.
 pub struct Backup {
@@ -49,7 +48,7 @@ pub(crate) fn start<E: Engine>(shared: &Arc<Shared<E>>, permit: OwnedSemaphorePe
     let shared = shared.clone();
     let run = move || {
         let _permit = permit;
-        lower_priority();
+        let_others_go_first();
         if let Err(error) = send(&shared, &sender) {
             // Whoever went away need not be told why.
             let _ = sender.try_send(Err(error));
@@ -65,7 +64,7 @@ pub(crate) async fn hash<E: Engine>(shared: &Arc<Shared<E>>, permit: OwnedSemaph
     let shared = shared.clone();
     let run = move || {
         let _permit = permit;
-        lower_priority();
+        let_others_go_first();
         let engine = shared.reader.engine();
         let hash = Export::hash(&engine.view(), &scratch(&shared));
         let _ = sender.send(hash.map_err(|error| refusal(&error)));
@@ -81,14 +80,6 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
         return Err(Error::TooManyRequests);
     }
     Ok(())
-}
-
-/// What is being served goes before what is being copied.
-fn lower_priority() {
-    let thread = rustix::thread::gettid();
-    if let Err(error) = rustix::process::setpriority_process(Some(thread), NICENESS) {
-        tracing::debug!(%error, "the priority of a backup was not lowered");
-    }
 }
 
 /// Sorting may take half of what is left above the disk's reserve.

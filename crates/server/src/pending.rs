@@ -54,8 +54,10 @@ impl State {
     }
 }
 
+type Answer = Result<Outcome, Error>;
+
 /// Sends answers, and wakes each connection that they are for once.
-fn send_together(answers: Vec<(oneshot::Sender<Result<Outcome, Error>>, Result<Outcome, Error>)>) {
+fn send_together(answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
     api::wake::together(|| {
         for (reply, result) in answers {
             // Whoever does not wait any more does not want it.

@@ -22,8 +22,9 @@ const CHUNK_BYTES: usize = 512 << 10;
 /// How long a view is kept for a transfer that does not begin or go on. It holds up the space of what is deleted.
 pub(crate) const UNUSED_MAX: Duration = Duration::from_secs(120);
 
-/// Lets all other threads go first: a snapshot has time, and a client has not. As well as can be: it is no reason to
-/// send none.
+/// Lets all other threads go first: a snapshot that is sent has time, and a client has not. As well as can be: it is no
+/// reason to send none. Not for a thread that may start others, as one that writes to an engine does: they would inherit
+/// it, and RocksDB's threads live on.
 pub(crate) fn let_others_go_first() {
     // Linux keeps this for each thread, by the thread's own id.
     #[cfg(target_os = "linux")]

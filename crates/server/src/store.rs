@@ -21,7 +21,7 @@ use api::store::{
     Alarm, DatabaseHash, Downgrade, DowngradeStep, HashKv, MemberList, ScanPage, ScanRequest, Standing, Status,
     WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
 };
-use api::{Credentials, Error, LeaseId, Limits, MemberId, Result, Revision, Span, Store};
+use api::{Credentials, Error, LeaseId, Limits, MemberId, RaftIndex, Result, Revision, Span, Store};
 use mvcc::auth::{Need, Right, txn_needs};
 use mvcc::{Auth, Caller, Failure, Membership, Outcome, Stream};
 use replica::{Input, Proposal};
@@ -184,8 +184,13 @@ impl<E: Engine> NodeStore<E> {
 
     /// Who the client is; `None` where auth is off.
     async fn who(&self) -> Result<Option<Who>> {
+        if !self.shared.reader.is_auth_enabled() {
+            return Ok(None);
+        }
+        // Before the look: an entry that is applied between the two is one to look for again.
+        let applied = *self.shared.applied.borrow();
         match self.who_now() {
-            Err(Error::InvalidAuthToken) if self.may_know_later() => {
+            Err(Error::InvalidAuthToken) if self.may_know_after(applied) => {
                 // Whoever gave the token out had applied its entry, and after this so has this member.
                 self.linearize().await?;
                 self.who_now()
@@ -194,13 +199,12 @@ impl<E: Engine> NodeStore<E> {
         }
     }
 
-    /// Whether the client's token may be from a log entry that is not applied here yet.
-    fn may_know_later(&self) -> bool {
+    /// Whether the client's token may be from a log entry after this one.
+    fn may_know_after(&self, applied: RaftIndex) -> bool {
         let Client::Shown(Credentials { token: Some(token), .. }) = &self.client else {
             return false;
         };
-        let entry = self.shared.gate.entry_of(token);
-        entry.is_some_and(|entry| entry > *self.shared.applied.borrow())
+        self.shared.gate.entry_of(token).is_some_and(|entry| entry > applied)
     }
 
     /// Lets nobody in particular do what only needs somebody.

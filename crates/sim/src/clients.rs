@@ -12,6 +12,7 @@ use mvcc::Failure;
 use replica::{Input, Proposal};
 
 use crate::SECOND;
+use crate::auth;
 use crate::bugs::Bug;
 use crate::history::{Request, violation};
 use crate::world::{Event, World};
@@ -127,6 +128,7 @@ impl World {
                 ..Default::default()
             }),
             (47..65, _) => Action::Txn(self.txn(2)),
+            (93..95, _) => auth::some_request(rng),
             (95, _) => self.about_members(number),
             (96, _) => self.about_alarms(),
             (97, Some(id)) => Action::Put(PutRequest {

@@ -537,11 +537,13 @@ impl Engine for SimEngine {
     }
 
     fn disk_bytes(&self) -> u64 {
-        0
+        self.live_bytes()
     }
 
     fn live_bytes(&self) -> u64 {
-        0
+        let inner = self.inner();
+        let records = inner.visible.iter().flat_map(|map| map.iter());
+        records.map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 
     fn compact_hint(&self, _: Family, _: KeyRange<'_>) {}

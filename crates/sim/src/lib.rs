@@ -10,12 +10,14 @@
 //! - [`effects`], [`log_thread`], [`apply_thread`] and [`messages`] carry out what members want done, as the server does.
 //! - [`faults`] breaks things, [`members`] changes who belongs to the cluster, [`bugs`] are deliberate.
 //! - [`clients`] use the store, [`leases`] keep theirs, [`watchers`] follow what happens.
+//! - [`auth`] are users and roles, which operators change meanwhile.
 //! - [`history`] checks what members commit, apply and answer.
 //! - [`model`] replays what was committed, as simply as it can be written down.
 //! - [`promises`] holds what members say against their disks, [`visible`] what clients saw against itself.
 //! - [`run`] runs a seed and says how it ended; [`shorten`] finds a shorter way to a failure.
 
 pub mod apply_thread;
+pub mod auth;
 pub mod bugs;
 pub mod clients;
 pub mod effects;

@@ -96,6 +96,11 @@ fn get_message<M: protobuf::Message>(from: &mut &[u8]) -> Option<M> {
     M::parse_from_bytes(bytes).ok()
 }
 
+/// Bytes of an encoded entry.
+fn bytes_of(entry: &Entry) -> u64 {
+    u64::from(protobuf::Message::compute_size(entry))
+}
+
 /// FNV-1a: enough for bits that chance flips.
 fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |sum, byte| {
@@ -352,7 +357,12 @@ impl RaftLog for SimLog {
         if sync {
             self.sync();
         }
-        Ok(AppendStats::default())
+        Ok(AppendStats {
+            bytes: HEADER_BYTES + entries.iter().map(|entry| bytes_of(entry) as usize).sum::<usize>(),
+            fsyncs: usize::from(sync),
+            // Virtual time passes elsewhere.
+            duration_ns: 1,
+        })
     }
 
     fn hard_state(&self) -> Result<HardState, LogError> {
@@ -388,7 +398,7 @@ impl RaftLog for SimLog {
         let mut entries = Vec::new();
         for index in low..high {
             let entry = state.entry(index).expect("it is in bounds");
-            bytes += entry.data.len() as u64 + entry.context.len() as u64 + 32;
+            bytes += bytes_of(entry);
             if bytes > bytes_max && !entries.is_empty() {
                 break;
             }

@@ -13,6 +13,8 @@ use api::{Error, MemberId, Revision};
 use bytes::Bytes;
 use mvcc::{Membership, Outcome};
 
+use crate::auth::Auth;
+
 /// One change: what the key became, or that it was deleted.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
@@ -49,6 +51,8 @@ pub struct Model {
     pub members: Membership,
     /// Alarms that are on.
     pub alarms: BTreeSet<AlarmMember>,
+    /// Users and roles.
+    pub auth: Auth,
     /// Whether the revision that is being written has changes.
     open: bool,
 }
@@ -75,6 +79,7 @@ impl Default for Model {
             leases: BTreeMap::new(),
             members: Membership::default(),
             alarms: BTreeSet::new(),
+            auth: Auth::default(),
             open: false,
         }
     }
@@ -307,8 +312,7 @@ impl Model {
                     alarms: changed,
                 }))
             }
-            // Users, roles and downgrades have no part in this simulation yet.
-            other => unreachable!("no simulated client asks for {other:?}"),
+            about_users => self.auth.apply(about_users, self.seen.revision),
         }
     }
 

@@ -127,6 +127,7 @@ impl Scenario {
         replica.uncommitted_bytes_max = pick(rng, &[500, 256 << 20, 256 << 20]).max(replica.message_bytes_max);
         replica.committed_bytes_max = pick(rng, &[100, 1000, 16 << 20]);
         replica.unapplied_bytes_max = pick(rng, &[300, 64 << 20, 64 << 20]) as usize;
+        replica.unpersisted_bytes_max = pick(rng, &[300, 64 << 20, 64 << 20]) as usize;
         replica.tail_bytes_max = pick(rng, &[0, 500, 5000, 16 << 20]) as usize;
         replica.pre_vote = rng.f64() < 0.8;
         let delay = match rng.u8(..3) {

@@ -160,7 +160,10 @@ fn auth_operations_have_etcds_numbers() {
         // RequestHeader { ID: 9, username: "u", auth_revision: 3 }
         let data = [&b"\xa2\x06\x07\x08\x09\x12\x01u\x18\x03"[..], golden].concat();
         let operation = Operation::of_user(9, "u".to_owned(), 3, action.clone());
-        assert_eq!(decode_entry(&Bytes::from(data.clone())).unwrap(), [operation.clone()]);
+        assert_eq!(
+            decode_entry(&Bytes::from(data.clone())).unwrap(),
+            std::slice::from_ref(&operation)
+        );
         // prost writes the header after the action, so the order differs and nothing else.
         let encoded = encode_operation(&operation);
         assert_eq!(encoded.len(), data.len());

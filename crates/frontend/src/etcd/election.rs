@@ -9,8 +9,8 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
+use super::for_client;
 use super::queue::{self, status};
-use crate::credentials;
 use crate::proto::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
     ResignRequest, ResignResponse, election_server,
@@ -31,14 +31,14 @@ fn not_leader() -> Status {
 impl<S: Store> election_server::Election for Election<S> {
     /// A call that ends before it has won leaves the line; a lease that was granted for it ends by itself.
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
-        let store = credentials::store_for(&self.0, &request);
+        let store = for_client(&self.0, &request).into_owned();
         let CampaignRequest { name, lease, value } = request.into_inner();
         let lease = queue::session(&store, lease).await?;
         campaign(&store, name, lease, value).await.map(Response::new)
     }
 
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
-        let store = credentials::store_for(&self.0, &request);
+        let store = for_client(&self.0, &request).into_owned();
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or_else(missing_leader)?;
         let lease = queue::session(&store, leader.lease).await?;
@@ -47,7 +47,7 @@ impl<S: Store> election_server::Election for Election<S> {
     }
 
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
-        let store = credentials::store_for(&self.0, &request);
+        let store = for_client(&self.0, &request).into_owned();
         let prefix = queue::prefix(&request.into_inner().name);
         let found = store.range(queue::first_created(&prefix)).await.map_err(status)?;
         match found.kvs.into_iter().next() {
@@ -63,7 +63,7 @@ impl<S: Store> election_server::Election for Election<S> {
         &self,
         request: Request<LeaderRequest>,
     ) -> Result<Response<BoxStream<'static, Result<LeaderResponse, Status>>>, Status> {
-        let store = credentials::store_for(&self.0, &request);
+        let store = for_client(&self.0, &request).into_owned();
         let prefix = queue::prefix(&request.into_inner().name);
         let observer = Observer {
             store,
@@ -75,7 +75,7 @@ impl<S: Store> election_server::Election for Election<S> {
 
     /// Whoever does not lead any more has nothing to resign, which is no error.
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
-        let store = credentials::store_for(&self.0, &request);
+        let store = for_client(&self.0, &request).into_owned();
         let leader = request.into_inner().leader.ok_or_else(missing_leader)?;
         let resigned = queue::txn(&store, queue::resignation(&leader.key, leader.rev)).await?;
         Ok(Response::new(ResignResponse {

@@ -5,8 +5,8 @@ use api::{LeaseId, Store};
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
+use super::for_client;
 use super::queue::{self, status};
-use crate::credentials;
 use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse, lock_server};
 
 /// Answers Lock calls from a store.
@@ -16,14 +16,14 @@ pub(super) struct Lock<S>(pub(super) S);
 impl<S: Store> lock_server::Lock for Lock<S> {
     /// A call that ends before it has the lock leaves the line; a lease that was granted for it ends by itself.
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
-        let store = credentials::store_for(&self.0, &request);
+        let store = for_client(&self.0, &request).into_owned();
         let LockRequest { name, lease } = request.into_inner();
         let lease = queue::session(&store, lease).await?;
         lock(&store, &queue::prefix(&name), lease).await.map(Response::new)
     }
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
-        let store = credentials::store_for(&self.0, &request);
+        let store = for_client(&self.0, &request).into_owned();
         let request = DeleteRangeRequest {
             key: request.into_inner().key,
             ..Default::default()

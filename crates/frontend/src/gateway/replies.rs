@@ -127,7 +127,7 @@ impl Lines {
     }
 }
 
-fn last_line(status: &Status) -> Vec<u8> {
+pub(super) fn last_line(status: &Status) -> Vec<u8> {
     let mut json = Encoder::new(true);
     json.raw("{\"error\":");
     write_status(&mut json, status);

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use api::auth::AuthenticateRequest;
 use api::{Credentials, Error, Store};
 use axum::response::Response;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
-use super::problem::Problem;
-use super::{Call, body};
+use super::json::TokenBody;
+use super::problem::{Problem, UNAUTHENTICATED};
+use super::{Call, body, json_response};
 
 /// What a request says of who makes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,19 +58,39 @@ impl Authorization {
         Err(wrong("it is Basic with user and password, or Bearer with a token"))
     }
 
-    /// Credentials that carry this token, if any.
-    pub(super) fn credentials(token: Option<Arc<str>>, certificate: Option<Arc<str>>) -> Credentials {
-        Credentials {
+    /// The store, acting for whoever it is.
+    ///
+    /// # Errors
+    /// Those of a password that is wrong; what a token is worth shows when it is used.
+    pub(super) async fn act<S: Store>(self, store: &S, certificate: Option<Arc<str>>) -> Result<S, Error> {
+        let token = match self {
+            Authorization::Basic { user, password } => {
+                return store.on_behalf_of_user(request(user, password)).await;
+            }
+            Authorization::Bearer(token) => Some(token),
+            Authorization::None => None,
+        };
+        Ok(store.on_behalf_of(Credentials {
             token,
             common_name: certificate,
-        }
+        }))
     }
+}
+
+fn request(user: String, password: String) -> AuthenticateRequest {
+    AuthenticateRequest { name: user, password }
 }
 
 pub(super) async fn token<S: Store>(call: Call<S>) -> Result<Response, Problem> {
     body::none(&call.headers, call.body).await?;
-    // Users come with the store's own side of it; until then auth is off, and this is what etcd says then.
-    Err(Error::AuthNotEnabled.into())
+    let Authorization::Basic { user, password } = Authorization::of(&call.headers)? else {
+        return Err(Problem::new(
+            UNAUTHENTICATED,
+            "a token is given for a user and its password (Basic)",
+        ));
+    };
+    let given = call.store.authenticate(request(user, password)).await?;
+    Ok(json_response(&TokenBody { token: given.token }))
 }
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ pub(super) async fn members<S: Store>(call: Call<S>) -> Result<Response, Problem
     }))
 }
 
-pub(super) fn status<S: Store>(call: &Call<S>) -> Response {
+pub(super) async fn status<S: Store>(call: Call<S>) -> Result<Response, Problem> {
+    call.store.check_user().await?;
     let status = call.store.status();
-    json_response(&StatusBody {
+    Ok(json_response(&StatusBody {
         cluster_id: hex(status.header.cluster_id),
         member_id: hex(status.header.member_id),
         leader_id: (status.leader != 0).then(|| hex(status.leader)),
@@ -33,5 +34,5 @@ pub(super) fn status<S: Store>(call: &Call<S>) -> Response {
         errors: status.errors,
         version: METASTORE_VERSION,
         etcd_version: ETCD_VERSION,
-    })
+    }))
 }

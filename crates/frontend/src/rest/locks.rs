@@ -13,7 +13,7 @@ use api::kv::{
     LeaseRevokeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, RequestOpKind, ResponseOp, ResponseOpKind,
     SortOrder, SortTarget, TargetUnion, TxnRequest,
 };
-use api::store::{WatchCreate, WatchOutput, WatchStream};
+use api::store::{WatchCreate, WatchError, WatchOutput, WatchStream};
 use api::{Error, LeaseId, Revision, Store};
 use axum::response::Response;
 use bytes::Bytes;
@@ -119,9 +119,11 @@ impl<'a, S: Store> Line<'a, S> {
             no_put: true,
             ..Default::default()
         };
-        if watcher.create(wanted).is_err() {
-            // Only a key or revision that cannot be is refused; and whoever may read a key may watch it.
-            return Err(Error::PermissionDenied);
+        match watcher.create(wanted) {
+            Ok(_) => {}
+            Err(WatchError::Refused(error)) => return Err(error),
+            // The range is one key, and nobody else is on this stream.
+            Err(error) => unreachable!("a watch of a key was refused: {error}"),
         }
         loop {
             match poll_fn(|context| watcher.poll_next(context)).await {

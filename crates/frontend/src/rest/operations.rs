@@ -754,7 +754,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
         fields: &[],
         body: RequestBody::None,
         answers: answers! { 200 "The token." [Json("Token")]; },
-        problems: &[CONFLICT],
+        problems: &[CONFLICT, NOT_SUPPORTED],
         learner: Learner::Refuses,
         open: true,
     },

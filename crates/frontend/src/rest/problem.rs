@@ -125,7 +125,10 @@ impl ProblemType {
             Error::TooManyRequests => TOO_MANY_REQUESTS,
             Error::KeyNotFound => KEY_NOT_FOUND,
             Error::LeaseNotFound => LEASE_NOT_FOUND,
-            Error::UserEmpty | Error::AuthFailed => UNAUTHENTICATED,
+            Error::UserEmpty | Error::AuthFailed | Error::NoPasswordUser | Error::PasswordTooLong => UNAUTHENTICATED,
+            // Users or roles changed while the request was on its way.
+            Error::AuthOldRevision => UNAVAILABLE,
+            Error::VerifyOnly => NOT_SUPPORTED,
             Error::NotCapable => NOT_SUPPORTED,
             Error::NotSupportedForLearner => NOT_A_VOTER,
             Error::NotLeader => UNAVAILABLE,

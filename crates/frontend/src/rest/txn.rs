@@ -411,7 +411,7 @@ impl OpBody {
 }
 
 impl TxnBody {
-    /// The recursion ends: serde_json reads 128 levels at most, of which a transaction takes four.
+    /// The recursion ends: serde_json reads 128 levels at most, of which a transaction takes three.
     fn into_request(self) -> Result<(TxnRequest, Shapes), Problem> {
         let compare = self.compare.into_iter().map(CompareBody::into_compare);
         let compare = compare.collect::<Result<_, _>>()?;

@@ -44,6 +44,9 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long an answer waits to learn that the history that it is to begin with is gone. Usually that shows at once.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long to wait, the first time, before progress is asked for again.
+const PROGRESS_PAUSE_MIN: Duration = Duration::from_millis(2);
+
 /// Pieces of an event stream are about this large, in bytes; one change of one key exceeds it.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -133,6 +136,22 @@ async fn next(watcher: &mut impl WatchStream) -> WatchOutput {
     poll_fn(|context| watcher.poll_next(context)).await
 }
 
+/// The first output of a watcher that begins in the past: changes, or word that there were none, or that history is
+/// gone. `None` if it takes too long.
+async fn begin(watcher: &mut impl WatchStream) -> Option<WatchOutput> {
+    let deadline = Instant::now() + BEGIN_TIMEOUT;
+    let mut pause = PROGRESS_PAUSE_MIN;
+    while Instant::now() < deadline {
+        // Dropped while the watcher is still being caught up, so it is asked for again.
+        watcher.request_progress();
+        if let Ok(output) = timeout(pause, next(watcher)).await {
+            return Some(output);
+        }
+        pause = (pause * 2).min(PROGRESS_TIMEOUT);
+    }
+    None
+}
+
 /// Splits changes into revisions.
 fn by_revision(events: &[Event]) -> impl Iterator<Item = (Revision, &[Event])> {
     let revision = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
@@ -150,10 +169,7 @@ async fn stream<S: Store>(
 ) -> Result<Response, Problem> {
     // If history is gone the answer says so, and is no stream.
     let first = match has_history {
-        true => {
-            watcher.request_progress();
-            timeout(BEGIN_TIMEOUT, next(&mut watcher)).await.ok()
-        }
+        true => begin(&mut watcher).await,
         false => None,
     };
     if let Some(WatchOutput::Compacted { compact_revision, .. }) = first {

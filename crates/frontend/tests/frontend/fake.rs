@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) scans: Vec<ScanRequest>,
     /// For whom calls were made.
     pub(crate) acted_for: Vec<Credentials>,
+    /// Whether somebody who shows nothing is nobody.
+    pub(crate) auth_is_on: bool,
     /// The leases that were granted.
     pub(crate) leases: Vec<LeaseId>,
     /// How many outputs watch streams have given away.
@@ -85,6 +87,7 @@ impl Fake {
                 write_after_scan: false,
                 scans: Vec::new(),
                 acted_for: Vec::new(),
+                auth_is_on: false,
                 leases: Vec::new(),
                 outputs: 0,
                 revision: 1,
@@ -246,7 +249,10 @@ impl Store for Fake {
     }
 
     async fn check_user(&self) -> Result<()> {
-        Ok(())
+        match self.state().auth_is_on {
+            true => Err(Error::UserEmpty),
+            false => Ok(()),
+        }
     }
 
     async fn check_admin(&self) -> Result<()> {

@@ -12,7 +12,8 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use metastore_frontend::{
-    Access, ConnectionSettings, Frontend, Listener, Observer, Options, ResponseBody, Traffic, methods, serve_connection,
+    Access, ClientCertificate, ConnectionSettings, Frontend, Listener, Observer, Options, ResponseBody, Traffic,
+    methods, serve_connection,
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -363,17 +364,19 @@ async fn streams_end_with_an_error_when_the_server_stops() {
         format!("{{\"result\":{{{},\"ID\":\"3\"}}}}\n", header(2)),
     ];
     assert_eq!(lines, expected.concat());
+    let nothing = answer(&frontend, post("/v3/lease/keepalive", "")).await;
+    assert_eq!(
+        (nothing.status(), nothing.headers().get("content-type")),
+        (StatusCode::OK, None)
+    );
     stop.send_replace(true);
     let last = "{\"error\":{\"code\":14,\"message\":\"etcdserver: server stopped\"}}\n";
     assert_eq!(line(&mut watch).await, last);
     assert_eq!(line(&mut observed).await, last);
     assert!(watch.body_mut().frame().await.is_none());
-    // Before the first reply, an error is the whole of the answer.
+    // Before the first reply, an error is the whole of the answer, and its status that of the response.
     let late = call(&frontend, "/v3/watch", r#"{"create_request":{}}"#).await;
-    assert_eq!(
-        late,
-        (503, r#"{"code":14,"message":"etcdserver: server stopped"}"#.to_owned())
-    );
+    assert_eq!(late, (503, last.to_owned()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -399,6 +402,14 @@ async fn deadlines_are_kept() {
         line(&mut watch).await,
         "{\"error\":{\"code\":4,\"message\":\"context deadline exceeded\"}}\n"
     );
+    for (timeout, status) in [("-1S", 504), ("0S", 200), ("99999999H", 200)] {
+        let request = within("/v3/kv/range", timeout, r#"{"key":"AA=="}"#);
+        assert_eq!(answer(&frontend, request).await.status(), status, "{timeout}");
+    }
+    let observe = within("/v3/election/observe", "1S", r#"{"name":"bm8="}"#);
+    let response = answer(&frontend, observe).await;
+    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    assert!(text(response).await.starts_with(r#"{"error":{"code":4"#));
     for bad in ["1", "S", "1x", "1.5S"] {
         let response = answer(&frontend, within("/v3/kv/range", bad, "{}")).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{bad}");
@@ -545,6 +556,33 @@ async fn browsers_are_told_who_may_ask() {
     assert_eq!(response.status(), StatusCode::OK);
 }
 
+/// Certificates do not count for the gateway, and whoever shows one where auth is on must hear of it.
+#[tokio::test]
+async fn clients_that_are_known_by_a_certificate_are_refused() {
+    let store = Fake::new(Limits::default());
+    let named = |name: &str| {
+        let listener = Listener {
+            tls: true,
+            ..Listener::default()
+        };
+        let certificate = ClientCertificate {
+            common_name: name.into(),
+        };
+        let frontend = Frontend::new(store.clone(), Options::default()).at(listener);
+        frontend.with_certificate(Some(certificate))
+    };
+    let leader = |frontend: Frontend<Fake>| async move { call(&frontend, "/v3/election/leader", "{}").await };
+    assert_eq!(leader(named("alice")).await.0, 500, "auth is off: there is no leader");
+    let credentials = store.state().acted_for.last().cloned().expect("somebody asked");
+    assert!(credentials.is_empty());
+    store.state().auth_is_on = true;
+    let text = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
+    assert_eq!(leader(named("alice")).await, (400, text.to_owned()));
+    assert_eq!(leader(named("")).await.0, 500);
+    let version = Request::get("/version").body(Body::empty()).expect("whole");
+    assert_eq!(answer(&named("alice"), version).await.status(), StatusCode::OK);
+}
+
 #[tokio::test]
 async fn unclean_paths_are_redirected() {
     let frontend = Frontend::new(Fake::new(Limits::default()), Options::default());
@@ -688,6 +726,7 @@ async fn watches_run_over_websockets() {
     let (client, head) = upgrade("/v3/watch", "Sec-WebSocket-Protocol: Bearer, secret\r\n", &store).await;
     let head = head.to_ascii_lowercase();
     assert!(head.starts_with("http/1.1 101 "), "{head}");
+    assert!(!head.contains("access-control"), "{head}");
     // The example of RFC 6455, section 1.3.
     assert!(
         head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=\r\n"),

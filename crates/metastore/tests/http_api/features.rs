@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, LockOptions, Permission, PutOptions, Txn, TxnOp};
 use serde_json::{Value, json};
 
 use crate::client::Http;
@@ -19,6 +19,8 @@ on_both_engines! { 60;
     transactions,
     leases,
     locks,
+    locks_of_both_protocols,
+    users,
     members_and_status,
     the_document_and_the_page,
     head_and_options,
@@ -534,12 +536,14 @@ async fn transactions(storage: Storage) {
         assert!(problem["detail"].as_str().unwrap().contains(part), "{body}: {problem}");
     }
     let mut nested = json!({"then": [{"put": {"key": "deep"}}]});
-    for _ in 0..40 {
+    for depth in 1..=60 {
         nested = json!({"then": [{"txn": nested}]});
+        // First it is deeper than any transaction may be, then than any JSON.
+        let slug = if depth <= 40 { "invalid-request" } else { "invalid-body" };
+        if matches!(depth, 40 | 60) {
+            http.post_json("/api/v1/txn", &nested).await.problem(400, slug);
+        }
     }
-    http.post_json("/api/v1/txn", &nested)
-        .await
-        .problem(400, "invalid-body");
     assert_eq!(http.get("/api/v1/status").await.ok()["revision"], revision);
 }
 
@@ -733,6 +737,160 @@ async fn locks(storage: Storage) {
     post(&mut http, "/api/v1/locks/x?lease=1&ttl=3")
         .await
         .problem(400, "invalid-request");
+}
+
+/// The line is the same whichever protocol one stands in it by.
+async fn locks_of_both_protocols(storage: Storage) {
+    let nodes = Nodes::start(storage, 1);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    let held = http.send("POST", "/api/v1/locks/both", &[], "").await.ok();
+    let theirs = etcd.lease_grant(60, None).await.unwrap().id();
+    let mut waiter = etcd.clone();
+    let waiting = tokio::spawn(async move {
+        waiter
+            .lock("both", Some(LockOptions::new().with_lease(theirs)))
+            .await
+            .map(|locked| locked.key().to_vec())
+    });
+    let begun = Instant::now();
+    while http.get("/api/v1/locks/both").await.ok()["waiting"] != 1 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "the other never stands in line"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!waiting.is_finished());
+    let path = format!("/api/v1/locks/both?lease={}", held["lease"].as_str().unwrap());
+    http.delete(&path).await.ok();
+    let key = waiting.await.unwrap().unwrap();
+    assert_eq!(key, format!("both/{theirs:x}").into_bytes());
+    // And the other way round.
+    let refused = http
+        .send("POST", "/api/v1/locks/both", &[], "")
+        .await
+        .problem(409, "lock-held");
+    assert_eq!(refused["holder"]["lease"], format!("{theirs:x}"));
+    let mut waiter = nodes.http().await;
+    let waiting = tokio::spawn(async move { waiter.send("POST", "/api/v1/locks/both?wait=20s", &[], "").await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished());
+    etcd.unlock(key).await.unwrap();
+    waiting.await.unwrap().ok();
+}
+
+fn basic(user: &str, password: &str) -> String {
+    use std::fmt::Write as _;
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = "Basic ".to_owned();
+    for three in format!("{user}:{password}").as_bytes().chunks(3) {
+        let bits = three.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for at in 0..4 {
+            let digit = char::from(DIGITS[(bits >> (18 - 6 * at) & 63) as usize]);
+            write!(encoded, "{}", if at <= three.len() { digit } else { '=' }).unwrap();
+        }
+    }
+    encoded
+}
+
+/// The same users, roles and tokens as over etcd's API.
+async fn users(storage: Storage) {
+    let nodes = Nodes::start_with(storage, 1, &["--bcrypt-cost=4"]);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    assert_eq!(basic("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+    http.send(
+        "POST",
+        "/api/v1/auth/token",
+        &[("authorization", &basic("ann", "x"))],
+        "",
+    )
+    .await
+    .problem(409, "conflict");
+    // Whoever shows a password where nobody asks for one is let in all the same.
+    let shown = [("authorization", &*basic("ann", "x"))];
+    http.send("PUT", "/api/v1/kv/other", &shown, "x").await.ok();
+
+    for user in ["root", "ann"] {
+        etcd.user_add(user, format!("{user}'s password"), None).await.unwrap();
+    }
+    etcd.user_grant_role("root", "root").await.unwrap();
+    etcd.role_add("app").await.unwrap();
+    etcd.role_grant_permission("app", Permission::read_write("app/").with_prefix())
+        .await
+        .unwrap();
+    etcd.user_grant_role("ann", "app").await.unwrap();
+    etcd.auth_enable().await.unwrap();
+
+    let nobody = http.get("/api/v1/kv/app/a").await;
+    nobody.problem(401, "unauthenticated");
+    let challenges: Vec<_> = nobody.headers.get_all("www-authenticate").iter().collect();
+    assert_eq!(challenges.len(), 2, "{nobody:?}");
+    for path in [
+        "/api/v1/status",
+        "/api/v1/kv",
+        "/api/v1/watch?wait=100ms",
+        "/api/v1/watch",
+        "/api/v1/members",
+    ] {
+        http.get(path).await.problem(401, "unauthenticated");
+    }
+    for path in ["/api/v1/docs", "/api/v1/openapi.json"] {
+        assert_eq!(http.get(path).await.status, 200);
+    }
+    for wrong in [basic("ann", "guess"), basic("bob", "x"), "Bearer xyz.1".to_owned()] {
+        http.send("GET", "/api/v1/kv/app/a", &[("authorization", &wrong)], "")
+            .await
+            .problem(401, "unauthenticated");
+    }
+
+    let by_password = basic("ann", "ann's password");
+    let given = http
+        .send("POST", "/api/v1/auth/token", &[("authorization", &by_password)], "")
+        .await
+        .ok();
+    let by_token = format!("Bearer {}", given["token"].as_str().unwrap());
+    for ann in [by_password, by_token] {
+        let ann = [("authorization", &*ann)];
+        http.send("PUT", "/api/v1/kv/app/a", &ann, "1").await.ok();
+        assert_eq!(http.send("GET", "/api/v1/kv/app/a", &ann, "").await.text(), "1");
+        assert_eq!(
+            keys_of(&http.send("GET", "/api/v1/kv?prefix=app/", &ann, "").await.ok()),
+            ["app/a"]
+        );
+        http.send("POST", "/api/v1/locks/app/lock", &ann, "").await.ok();
+        http.send("DELETE", "/api/v1/kv?prefix=app/lock/", &ann, "").await.ok();
+        http.send("GET", "/api/v1/status", &ann, "").await.ok();
+        let polled = http
+            .send("GET", "/api/v1/watch?prefix=app/&from_revision=2&wait=1s", &ann, "")
+            .await;
+        assert_eq!(polled.ok()["events"][0]["key"], "app/a");
+        for (method, path) in [
+            ("GET", "/api/v1/kv/other"),
+            ("PUT", "/api/v1/kv/other"),
+            ("DELETE", "/api/v1/kv/other"),
+            ("GET", "/api/v1/kv"),
+            ("GET", "/api/v1/kv?prefix=app"),
+            ("DELETE", "/api/v1/kv?all=true"),
+            ("GET", "/api/v1/watch"),
+            ("GET", "/api/v1/watch?wait=100ms"),
+            ("GET", "/api/v1/locks/other"),
+            ("POST", "/api/v1/locks/other"),
+        ] {
+            http.send(method, path, &ann, "")
+                .await
+                .problem(403, "permission-denied");
+        }
+        let json = [ann[0], ("content-type", "application/json")];
+        let txn = json!({"then": [{"put": {"key": "app/b"}}, {"get": {"key": "other"}}]});
+        http.send("POST", "/api/v1/txn", &json, txn.to_string())
+            .await
+            .problem(403, "permission-denied");
+    }
+    let root = [("authorization", &*basic("root", "root's password"))];
+    assert_eq!(
+        keys_of(&http.send("GET", "/api/v1/kv", &root, "").await.ok()),
+        ["app/a", "other"]
+    );
 }
 
 async fn members_and_status(storage: Storage) {

@@ -16,9 +16,7 @@ use serde_json::json;
 use storage::bbolt::{Shape, WriteError, Writer};
 use storage::{Cursor, EngineError, KeyRange, SortError, Sorted, Sorter, View};
 
-use super::{
-    AUTH_NUMBERS, AUTH_PLACES, BUCKETS, CONF_STATE, CONSISTENT_INDEX, FINISHED, Lease, SCHEDULED, STORAGE_VERSION, TERM,
-};
+use super::{BUCKETS, CONF_STATE, CONSISTENT_INDEX, FINISHED, Lease, SCHEDULED, STORAGE_VERSION, TERM};
 use crate::Membership;
 use crate::etcd_form;
 use crate::hash::History;
@@ -192,13 +190,14 @@ impl<'v, V: View> Export<'v, V> {
             match bucket {
                 "alarm" => self.put_alarms(sink)?,
                 "auth" => {
-                    for name in AUTH_NUMBERS {
-                        if let Some(value) = self.view.get(keys::AUTH, name.as_bytes())? {
-                            sink.put(name.as_bytes(), &value)?;
+                    for name in [keys::AUTH_ENABLED, keys::AUTH_REVISION] {
+                        if let Some(value) = self.view.get(keys::AUTH, name)? {
+                            sink.put(name, &value)?;
                         }
                     }
                 }
-                "authRoles" | "authUsers" => self.put_auth(sink, bucket)?,
+                "authRoles" => self.put_auth(sink, keys::role_range())?,
+                "authUsers" => self.put_auth(sink, keys::user_range())?,
                 "cluster" => sink.put(b"clusterVersion", ETCD_CLUSTER_VERSION.as_bytes())?,
                 "key" => {
                     self.put_survivors(sink, measuring)?;
@@ -218,12 +217,7 @@ impl<'v, V: View> Export<'v, V> {
         Ok(())
     }
 
-    fn put_auth(&self, sink: &mut impl Sink, bucket: &str) -> Result<(), ExportError> {
-        let (_, place) = AUTH_PLACES
-            .iter()
-            .find(|(name, _)| *name == bucket)
-            .expect("it has a place");
-        let (start, end) = ([*place], [place + 1]);
+    fn put_auth(&self, sink: &mut impl Sink, (start, end): ([u8; 1], [u8; 1])) -> Result<(), ExportError> {
         let range = KeyRange {
             start: &start,
             end: Some(&end),
@@ -231,7 +225,7 @@ impl<'v, V: View> Export<'v, V> {
         let mut cursor = self.view.cursor(keys::AUTH, range)?;
         cursor.seek_first()?;
         while let Some((key, value)) = cursor.entry() {
-            sink.put(&key[1..], value)?;
+            sink.put(&key[start.len()..], value)?;
             cursor.next()?;
         }
         Ok(())

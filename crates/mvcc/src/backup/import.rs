@@ -15,9 +15,9 @@ use prost::Message;
 use storage::bbolt::{Bucket, ReadError, Reader, Source};
 use storage::{Batch, Engine, EngineError};
 
-use super::{AUTH_NUMBERS, AUTH_PLACES, FINISHED, Lease, Named, SCHEDULED, STORAGE_VERSION};
+use super::{FINISHED, Lease, SCHEDULED, STORAGE_VERSION};
 use crate::etcd_form;
-use crate::keys::{self, AlarmsRecord, LeaseRecord, Position, Record, SizesRecord, StateRecord};
+use crate::keys::{self, AlarmsRecord, LeaseRecord, Position, Record, Role, SizesRecord, StateRecord, User};
 
 /// Bytes that go into the engine at once, about.
 const BATCH_BYTES: usize = 4 << 20;
@@ -217,7 +217,7 @@ pub fn import<E: Engine, S: Source>(
         last: None,
         changes: 0,
         log_bytes: 0,
-        auth: 0,
+        auth_records: 0,
         scratch: Vec::new(),
     };
     database.visit("lease", |key, value, _| importer.lease(key, value))?;
@@ -241,32 +241,41 @@ pub fn import<E: Engine, S: Source>(
         importer.batch.put(keys::META, keys::ALARMS, &alarms.encode_to_vec());
     }
     database.visit("auth", |key, value, _| {
-        match AUTH_NUMBERS.iter().position(|name| key == name.as_bytes()) {
-            Some(0) if value.len() == 1 => {}
-            Some(1) if value.len() == 8 => {}
-            Some(_) => return Err(content("auth", "has a value of the wrong length")),
+        match key {
+            keys::AUTH_ENABLED if value.len() == 1 => {}
+            keys::AUTH_REVISION if value.len() == 8 => {}
+            keys::AUTH_ENABLED | keys::AUTH_REVISION => return Err(content("auth", "has a value of the wrong length")),
             // What only a later release knows.
-            None => return Ok(()),
+            _ => return Ok(()),
         }
         importer.put_auth(key, value);
         Ok(())
     })?;
-    for (bucket, place) in AUTH_PLACES {
-        database.visit(bucket, |key, value, _| {
-            match Named::decode(value) {
-                Ok(Named { name }) if name == key => {}
-                _ => {
-                    return Err(content(
-                        bucket,
-                        format!("has something else in the place of {:?}", key.escape_ascii()),
-                    ));
-                }
-            }
-            importer.auth += 1;
-            importer.put_auth(&[&[place], key].concat(), value);
-            Ok(())
-        })?;
-    }
+    let other = |bucket, key: &[u8]| {
+        let cause = format!(
+            "has something else in the place of {:?}",
+            key.escape_ascii().to_string()
+        );
+        content(bucket, cause)
+    };
+    database.visit("authUsers", |key, value, _| {
+        match User::decode(value) {
+            Ok(user) if user.name == key => {}
+            _ => return Err(other("authUsers", key)),
+        }
+        importer.auth_records += 1;
+        importer.put_auth(&keys::user_key(key), value);
+        Ok(())
+    })?;
+    database.visit("authRoles", |key, value, _| {
+        match Role::decode(value) {
+            Ok(role) if role.name == key => {}
+            _ => return Err(other("authRoles", key)),
+        }
+        importer.auth_records += 1;
+        importer.put_auth(&keys::role_key(key), value);
+        Ok(())
+    })?;
     importer.finish(bumped)
 }
 
@@ -280,7 +289,7 @@ struct Importer<'e, E: Engine> {
     last: Option<Position>,
     changes: u64,
     log_bytes: u64,
-    auth: u64,
+    auth_records: u64,
     scratch: Vec<u8>,
 }
 
@@ -436,7 +445,7 @@ impl<E: Engine> Importer<'_, E> {
             keys: self.state.keys,
             changes: self.changes,
             leases: self.leases.len() as u64,
-            auth: self.auth,
+            auth: self.auth_records,
         })
     }
 }

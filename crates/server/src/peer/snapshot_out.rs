@@ -89,6 +89,7 @@ impl SourceThread {
         let (seeks, wanted) = std::sync::mpsc::channel::<Seek>();
         let chunk_bytes_max = shared.settings.frame_bytes_max;
         shared.tasks.spawn_thread("snapshot-source", move || {
+            crate::snapshot::let_others_go_first();
             while let Ok(Seek { resume, chunks }) = wanted.recv() {
                 give_chunks(source.as_mut(), chunk_bytes_max, &resume, &chunks);
             }

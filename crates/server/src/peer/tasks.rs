@@ -53,7 +53,6 @@ impl Tasks {
         let token = token.ok_or_else(|| io::Error::other("the transport stopped"))?;
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _token = token;
-            crate::snapshot::let_others_go_first();
             work();
         })?;
         Ok(())

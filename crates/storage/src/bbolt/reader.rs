@@ -142,7 +142,7 @@ impl<S: Source> Reader<S> {
             .flatten()
             .max_by_key(|meta| meta.transaction);
         let meta = newest.ok_or(ReadError::NotBbolt)?;
-        let expected = meta.pages.checked_mul(u64::from(meta.page_bytes)).unwrap_or(u64::MAX);
+        let expected = meta.pages.saturating_mul(u64::from(meta.page_bytes));
         if expected > size {
             return Err(ReadError::Truncated { found: size, expected });
         }
@@ -344,7 +344,11 @@ impl<'a, S: Source> Entries<'a, S> {
     ///
     /// # Errors
     /// [`ReadError::Damaged`], [`ReadError::Io`]. Final: the walk does not go on after it.
-    #[allow(clippy::should_implement_trait, reason = "what it returns is borrowed from it")]
+    #[allow(
+        clippy::should_implement_trait,
+        clippy::type_complexity,
+        reason = "what it returns is borrowed from it"
+    )]
     pub fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, ReadError> {
         match self.next_of_any_kind()? {
             Some(entry) if entry.flags & IS_BUCKET != 0 => Err(damaged(entry.page, "has a bucket within a bucket")),
