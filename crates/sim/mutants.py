@@ -24,7 +24,7 @@ MUTANTS = [
     ("commit-of-member-change-not-durable", MEMBER, "let sync = ready.must_sync() || changes_members;", "let sync = ready.must_sync();"),
     ("dropped-entries-count-as-unapplied", MEMBER, "                while let Some((_, bytes)) = self.unapplied.pop_front_if(|(last, _)| *last <= index) {\n                    self.unapplied_bytes -= bytes;\n                }\n", ""),
     ("snapshots-outlive-a-leadership", MEMBER, "            self.snapshots.clear();\n", ""),
-    ("lone-voter-campaigns-while-writing", MEMBER, " || (self.part.is_only_voter && self.appends_inflight > 0);", ";"),
+    ("lone-voter-campaigns-while-writing", MEMBER, " || (self.part.is_only_voter && self.has_unwritten());", ";"),
     ("reads-locally-as-soon-as-alone", MEMBER, " && self.applied >= self.alone_from", ""),
     ("speaks-of-a-term-that-is-not-on-disk", MEMBER, "if self.persisted_term == self.node.raft.term {", "if true {"),
     ("takes-batches-in-a-term-that-is-not-on-disk", MEMBER, "self.incoming.lead(if self.persisted_term == term { term } else { 0 });", "self.incoming.lead(term);"),

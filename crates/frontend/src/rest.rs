@@ -93,7 +93,7 @@ impl<S> Call<S> {
     }
 }
 
-/// The API of a store, to be merged with other routes. It answers everything below [`BASE`].
+/// The API of a store, to be merged with other routes. It answers everything below `/api/v1`.
 pub fn router<S: Store>(store: S, options: &Options) -> Router {
     let shared = Arc::new(Shared {
         store,

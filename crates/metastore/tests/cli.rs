@@ -34,7 +34,7 @@ fn an_unknown_flag_exits_2_and_names_the_nearest() {
 
 #[test]
 fn what_does_not_parse_exits_2_and_what_cannot_be_used_1() {
-    refuses(&["--heartbeat-interval=fast"], &[], 2, "--heartbeat-interval");
+    refuses(&["--heartbeat-interval=fast"], &[], 2, "-heartbeat-interval");
     refuses(&["--name"], &[], 2, "needs a value");
     refuses(&["start"], &[], 1, "\"start\"");
     refuses(&["--pre-vote", "false"], &[], 1, "\"false\"");
@@ -56,28 +56,28 @@ fn variables_conflict_with_flags_and_with_each_other() {
     refuses(&[], &[("METASTORE_NAME", "a"), ("ETCD_NAME", "b")], 1, "METASTORE_NAME");
     refuses(
         &[],
-        &[("ETCD_AUTH_TOKEN", "jwt,pub-key=x")],
+        &[("ETCD_DISCOVERY_SRV", "example.com")],
         1,
-        "ETCD_AUTH_TOKEN (--auth-token)",
+        "ETCD_DISCOVERY_SRV (--discovery-srv)",
     );
 }
 
 #[test]
 fn the_file_wins_and_names_its_key() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, "auth-token: jwt,pub-key=x\n").unwrap();
+    std::fs::write(&file, "discovery-srv: example.com\n").unwrap();
     let path = file.path().to_str().unwrap();
     refuses(
         &["--config-file", path, "--auth-token=simple"],
         &[],
         1,
-        "auth-token in the config file",
+        "discovery-srv in the config file",
     );
     refuses(
         &[],
         &[("ETCD_CONFIG_FILE", path), ("ETCD_NAME", "x")],
         1,
-        "auth-token in the config file",
+        "discovery-srv in the config file",
     );
 }
 

@@ -482,12 +482,13 @@ async fn a_stalled_disk_takes_leadership_away_and_says_so() {
         let port = cluster.setups[at].port;
         async move { http(port, path).await }
     };
-    // Something must be written for the disk to be noticed. The others are a quorum: the write does not wait for it.
+    // Something must be written for the disk to be noticed, once the fault is. The others are a quorum: the writes do not
+    // wait for it, and may fail while nobody leads.
     let other = (at + 1) % 3;
-    clients[other].put("k", "w", None).await.unwrap();
     let begun = Instant::now();
     while [0, leader].contains(&clients[other].status().await.unwrap().leader()) {
         assert!(begun.elapsed() < SETTLE, "it leads on; {}", nodes[at].log());
+        drop(tokio::time::timeout(Duration::from_secs(1), clients[other].put("k", "w", None)).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     clients[other].put("k", "w", None).await.unwrap();

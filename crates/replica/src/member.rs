@@ -560,7 +560,7 @@ impl<L: RaftLog> Replica<L> {
             self.take(input, effects)?;
             self.choose_timeout();
         }
-        if self.wants_to_lead && self.applied == self.node.raft.raft_log.committed && self.appends_inflight == 0 {
+        if self.wants_to_lead && self.applied == self.node.raft.raft_log.committed && !self.has_unwritten() {
             self.wants_to_lead = false;
             if self.part.is_only_voter && self.node.raft.state != StateRole::Leader && !self.is_quarantined {
                 self.node.campaign()?;
@@ -671,7 +671,7 @@ impl<L: RaftLog> Replica<L> {
         // itself. Neither does a lone voter whose writes are under way: it would win at once, with entries that are not
         // on its disk, which raft-rs does not expect.
         let must_not_campaign =
-            self.is_quarantined || self.is_stalled() || (self.part.is_only_voter && self.appends_inflight > 0);
+            self.is_quarantined || self.is_stalled() || (self.part.is_only_voter && self.has_unwritten());
         if (leads || !must_not_campaign) && self.installing.is_none() {
             self.node.tick();
         }
@@ -736,6 +736,11 @@ impl<L: RaftLog> Replica<L> {
         for (id, _) in self.reads.drain(..late) {
             effects.push(Effect::Reject { id, error });
         }
+    }
+
+    /// Whether the log has anything that is not on disk: being written, or come in this step and not handed out yet.
+    fn has_unwritten(&self) -> bool {
+        self.appends_inflight > 0 || !self.node.raft.raft_log.unstable_entries().is_empty()
     }
 
     /// Whether a log write has been under way for an election timeout without any of them finishing.

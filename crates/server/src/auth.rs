@@ -2,7 +2,7 @@
 //!
 //! What a user may do is the state machine's to say (`mvcc::auth`); here is what a client can show to be that user.
 //! Tokens are of one of two kinds. Simple ones go through the log, so that every member knows them, and are remembered
-//! for a while ([`tokens`]). Signed ones say everything themselves ([`jwt`]).
+//! for a while (`tokens`). Signed ones say everything themselves (`jwt`).
 
 pub mod jwt;
 mod passwords;

@@ -72,7 +72,7 @@ impl World {
                 sender,
             } => {
                 if let Err(error) = process.machine.install(engine) {
-                    if self.nodes[n].disk.engine.is_broken() {
+                    if self.engine_failed(n) {
                         return self.stop_on_disk_error(n);
                     }
                     violation!("member {} cannot go over to a snapshot: {error}", n + 1);
@@ -136,7 +136,7 @@ impl World {
             match process.machine.compact_step(keys) {
                 Ok(CompactionProgress::Going { .. }) => {}
                 Ok(CompactionProgress::Idle | CompactionProgress::Done { .. }) => process.compaction_due = false,
-                Err(_) if self.nodes[n].disk.engine.is_broken() => self.stop_on_disk_error(n),
+                Err(_) if self.engine_failed(n) => self.stop_on_disk_error(n),
                 Err(error) => violation!("member {} cannot compact: {error}", n + 1),
             }
         }
@@ -163,7 +163,7 @@ impl World {
         };
         let mut applied = match process.machine.apply(entries) {
             Ok(applied) => applied,
-            Err(_) if self.nodes[n].disk.engine.is_broken() => return self.stop_on_disk_error(n),
+            Err(_) if self.engine_failed(n) => return self.stop_on_disk_error(n),
             Err(error) => violation!("member {id} cannot apply: {error}"),
         };
         process.compaction_due |= applied.compaction_due;

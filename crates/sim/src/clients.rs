@@ -359,7 +359,7 @@ impl World {
                 Ok(response) => Ok(response),
                 Err(Failure::Refused(error)) => Err(error),
                 // As the server does: whoever reads hears of it, and whoever writes stops the node.
-                Err(Failure::Engine(_)) if self.nodes[n].disk.engine.is_broken() => {
+                Err(Failure::Engine(_)) if self.engine_failed(n) => {
                     self.trace.mark("read answered with a disk error");
                     self.history.refuse(id, Error::Corrupt);
                     self.client_done(id);
@@ -388,7 +388,7 @@ impl World {
         let result = match process.machine.reader().range(range) {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => Err(error),
-            Err(Failure::Engine(_)) if self.nodes[n].disk.engine.is_broken() => return,
+            Err(Failure::Engine(_)) if self.engine_failed(n) => return,
             Err(Failure::Engine(error)) => violation!("a serializable read at {} fails: {error}", n + 1),
         };
         if applied < self.history.last_index() {

@@ -221,6 +221,14 @@ impl World {
         }
     }
 
+    /// Whether an engine of a member failed: the one on its disk, or the one that it still uses while a snapshot takes its
+    /// place.
+    pub(crate) fn engine_failed(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let used = node.process.as_ref().map(|process| process.machine.reader().engine());
+        node.disk.engine.is_broken() || used.is_some_and(|engine| engine.is_broken())
+    }
+
     /// A node whose disk fails stops at once; someone mends the disk and starts it again.
     pub(crate) fn stop_on_disk_error(&mut self, n: usize) {
         self.trace.mark("stopped by a disk error");
@@ -236,7 +244,7 @@ impl World {
     pub(crate) fn stop_if_a_watcher_failed(&mut self, n: usize) {
         let process = self.nodes[n].process.as_ref();
         if process.is_some_and(|process| process.machine.hub().failure().is_some()) {
-            if !self.nodes[n].disk.engine.is_broken() {
+            if !self.engine_failed(n) {
                 violation!("a watcher at {} meets a failure while the disk works", n + 1);
             }
             self.stop_on_disk_error(n);

@@ -217,13 +217,7 @@ async fn errors_are_those_of_grpc_gateway() {
         ("/v3/kv/nope", "{}", 404, 5, "Not Found"),
         ("/v3/kv/range/", "{}", 404, 5, "Not Found"),
         ("/v3/election/leader", "{}", 500, 2, "election: no leader"),
-        (
-            "/v3/auth/user/list",
-            "",
-            501,
-            12,
-            "metastore: Auth.UserList is not available in this release",
-        ),
+        ("/v3/auth/user/list", "", 400, 9, "etcdserver: user name not found"),
     ] {
         let (actual, text) = call(&frontend, path, body).await;
         let text: Value = serde_json::from_str(&text).expect(&text);

@@ -303,7 +303,7 @@ mod tests {
             ..rotation
         };
         let file = RotatingFile::open(&dir.path().join("m.log"), only_old).unwrap();
-        file.backups.tidy(now + SignedDuration::from_hours(40)).unwrap();
+        file.backups.tidy(now + SignedDuration::from_hours(39)).unwrap();
         assert_eq!(file.backups.list().unwrap().len(), 2);
     }
 }

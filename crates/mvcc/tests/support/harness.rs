@@ -255,6 +255,10 @@ impl<E: TestEngine> Harness<E> {
         let before = self.published.rev;
         let new = self.model.history.iter().filter(|change| change.rev > before);
         let puts = new.clone().filter(|change| change.kv.is_some()).count() as u64;
+        let lengths = new
+            .clone()
+            .filter_map(|change| Some(change.key.len() + change.kv.as_ref()?.value.len()));
+        let put_bytes = lengths.sum::<usize>() as u64;
         let deletes = new.count() as u64 - puts;
         let counts = std::mem::take(&mut self.counts);
         assert_eq!(
@@ -264,6 +268,7 @@ impl<E: TestEngine> Harness<E> {
             },
             Counts {
                 puts,
+                put_bytes,
                 deletes,
                 ..counts
             }

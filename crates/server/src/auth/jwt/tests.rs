@@ -201,15 +201,8 @@ fn tokens_that_do_not_count_are_refused() {
         at_100(&signed(&hmac_jwt("other"), HEADER, &claims(""))),
         Err(TokenError::Signature)
     );
-    for wrong in [
-        "",
-        ".",
-        "..",
-        "a.b.c",
-        "aaaa.bbbb",
-        &format!("{token}."),
-        &format!("x.{token}"),
-    ] {
+    assert_eq!(at_100(&format!("{token}.")), Err(TokenError::Signature));
+    for wrong in ["", ".", "..", "a.b.c", "aaaa.bbbb", &format!("x.{token}")] {
         assert_eq!(at_100(wrong), Err(TokenError::Form), "{wrong}");
     }
     let mut altered = token.clone().into_bytes();

@@ -158,7 +158,7 @@ async fn too_long_and_failed_answers_are_told() {
     assert!(matches!(long, Err(CallError::Unknown(_))), "{long:?}");
     let panic = one.transport.call(2, Bytes::from_static(b"panic"), LONG).await;
     assert!(matches!(panic, Err(CallError::Unknown(_))), "{panic:?}");
-    let request = one.transport.call(2, Bytes::from(vec![b'e'; 17 << 20]), LONG).await;
+    let request = one.transport.call(2, Bytes::from(vec![b'e'; 33 << 20]), LONG).await;
     assert!(matches!(request, Err(CallError::NotSent(_))), "{request:?}");
     let echo = one.transport.call(2, Bytes::from_static(b"echo"), LONG).await;
     assert_eq!(echo, Ok(Bytes::from_static(b"echo")));
