@@ -35,6 +35,7 @@ run() {
     seed=$((seed + 1))
 }
 run fault-check --bin-args "--storage memory" --scenario fault-check
+run corruption --bin-args "--storage rocksdb" --scenario corruption
 for storage in rocksdb memory; do
     run "$storage" --bin-args "--storage $storage" --duration "${DURATION:-40s}"
 done

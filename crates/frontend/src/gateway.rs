@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::etcd::methods::{self, CallKind, Method};
-use crate::{ClientCertificate, Frontend, ResponseBody};
+use crate::{ClientCertificate, Frontend, ResponseBody, deadline};
 use encode::Encoder;
 use schema::{ROUTES, Route};
 
@@ -107,9 +107,9 @@ async fn call<S: Store>(frontend: &Frontend<S>, request: Request<Body>) -> Respo
     if request.method() != HttpMethod::POST {
         return refuse(&Status::unimplemented("Method Not Allowed"));
     }
-    let deadline = match timeout(request.headers()) {
+    let deadline = match deadline::of_gateway(request.headers()) {
         // It has run out before it began.
-        Ok(Some(Duration::ZERO)) => return refuse(&deadline_exceeded()),
+        Ok(Some(Duration::ZERO)) => return refuse(&deadline::exceeded()),
         Ok(timeout) => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
         Err(status) => return refuse(&status),
     };
@@ -150,15 +150,11 @@ async fn call<S: Store>(frontend: &Frontend<S>, request: Request<Body>) -> Respo
         Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
             Ok(response) => response,
             Err(_) => match method.kind {
-                CallKind::Unary | CallKind::ClientStream => refuse(&deadline_exceeded()),
-                CallKind::ServerStream | CallKind::BidiStream => refuse_stream(&deadline_exceeded()),
+                CallKind::Unary | CallKind::ClientStream => refuse(&deadline::exceeded()),
+                CallKind::ServerStream | CallKind::BidiStream => refuse_stream(&deadline::exceeded()),
             },
         },
     }
-}
-
-fn deadline_exceeded() -> Status {
-    Status::deadline_exceeded("context deadline exceeded")
 }
 
 /// Makes the gRPC call.
@@ -174,7 +170,8 @@ async fn invoke<S: Store>(
         .parse()
         .map_err(|_| Status::internal("metastore: a method's name is no path"))?;
     *request.headers_mut() = headers;
-    match frontend.call(method, request)?.await {
+    // Whoever reads the reply keeps the deadline.
+    match frontend.call(method, request, None)?.await {
         Ok(response) => Ok(response),
         Err(impossible) => match impossible {},
     }
@@ -194,35 +191,6 @@ fn metadata(headers: &HeaderMap) -> HeaderMap {
     }
     metadata.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     metadata
-}
-
-/// How long the client wants to wait, if it says so.
-fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
-    let Some(value) = headers.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let text = String::from_utf8_lossy(value.as_bytes());
-    let parse = || {
-        let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        // Go's integers may have a sign. No time at all stands for no limit, less for one that has passed.
-        let number = number.parse::<i64>().ok()?;
-        let is_set = number != 0;
-        let number = u64::try_from(number).unwrap_or(0);
-        let timeout = match unit {
-            "H" => Duration::from_secs(number.saturating_mul(3600)),
-            "M" => Duration::from_secs(number.saturating_mul(60)),
-            "S" => Duration::from_secs(number),
-            "m" => Duration::from_millis(number),
-            "u" => Duration::from_micros(number),
-            "n" => Duration::from_nanos(number),
-            _ => return None,
-        };
-        Some(is_set.then_some(timeout))
-    };
-    match parse() {
-        Some(timeout) => Ok(timeout),
-        None => Err(Status::invalid_argument(format!("invalid grpc-timeout: {text}"))),
-    }
 }
 
 /// Answers with the one reply of a call.

@@ -11,6 +11,7 @@
 mod access;
 pub mod connection;
 pub mod credentials;
+mod deadline;
 pub mod etcd;
 #[doc(hidden)]
 pub mod fuzzing;

@@ -15,6 +15,7 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method as HttpMethod, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::access::Access;
@@ -22,7 +23,7 @@ use crate::etcd::methods::{self, CallKind, Method};
 use crate::etcd::{ByLearner, Call, Guard, Inbound, Kv, Outbound, Services, call, status};
 use crate::gateway::Gateway;
 use crate::observer::Deaf;
-use crate::{BoxError, CallTracer, ClientCertificate, Observer, credentials, http as http_api, rest};
+use crate::{BoxError, CallTracer, ClientCertificate, Observer, credentials, deadline, http as http_api, rest};
 
 /// How many election timeouts in a row without a leader a stream survives that asked for one (etcd's `maxNoLeaderCnt`).
 const LEADERLESS_TIMEOUTS_MAX: u32 = 3;
@@ -256,6 +257,10 @@ impl<S: Store> Frontend<S> {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
             );
         }
+        let timeout = match deadline::of_grpc(request.headers()) {
+            Ok(timeout) => timeout,
+            Err(status) => return ResponseFuture::refuse(status, StatusCode::BAD_REQUEST),
+        };
         if request.method() != HttpMethod::POST {
             return ResponseFuture::refuse(
                 Status::internal(format!(
@@ -265,16 +270,27 @@ impl<S: Store> Frontend<S> {
                 StatusCode::METHOD_NOT_ALLOWED,
             );
         }
+        if timeout == Some(Duration::ZERO) {
+            return ResponseFuture::refuse(deadline::exceeded(), StatusCode::OK);
+        }
         let method = match methods::find(request.uri().path()) {
             Ok(method) => method,
             Err(status) => return ResponseFuture::refuse(status, StatusCode::OK),
         };
-        self.call(method, request)
+        // One that lies beyond what the clock can say is none.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.call(method, request, deadline)
             .unwrap_or_else(|status| ResponseFuture::refuse(status, StatusCode::OK))
     }
 
-    /// Begins a call, on whatever way it came in.
-    pub(crate) fn call<B>(&self, method: &'static Method, request: Request<B>) -> Result<ResponseFuture, Status>
+    /// Begins a call, on whatever way it came in. When its deadline passes, its handler is dropped, as if the client had
+    /// given the call up, and it ends with that status.
+    pub(crate) fn call<B>(
+        &self,
+        method: &'static Method,
+        request: Request<B>,
+        deadline: Option<Instant>,
+    ) -> Result<ResponseFuture, Status>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
@@ -297,11 +313,8 @@ impl<S: Store> Frontend<S> {
             call.end(status.code());
             return Err(status);
         };
-        let guard = match method.kind {
-            CallKind::Unary if method.waits() => self.guard(false),
-            CallKind::Unary => None,
-            _ => self.guard(needs_leader),
-        };
+        let is_unary = method.kind == CallKind::Unary;
+        let guard = self.guard(!is_unary || method.waits(), !is_unary && needs_leader, deadline);
         Ok(ResponseFuture(State::Grpc {
             reply,
             call: Some(call),
@@ -351,18 +364,22 @@ impl<S: Store> Frontend<S> {
         &self.shared.options.observer
     }
 
-    /// What may end a stream from our side, if anything may.
-    fn guard(&self, needs_leader: bool) -> Option<Guard> {
-        let stopping = self.shared.options.stopping.clone();
-        if !needs_leader && stopping.is_none() {
+    /// What may end a call from our side, if anything may.
+    fn guard(&self, ends_with_server: bool, needs_leader: bool, deadline: Option<Instant>) -> Option<Guard> {
+        let stopping = match ends_with_server {
+            true => self.shared.options.stopping.clone(),
+            false => None,
+        };
+        if !needs_leader && stopping.is_none() && deadline.is_none() {
             return None;
         }
         let store = self.shared.store.clone();
         let election_timeout = self.shared.options.election_timeout;
         Some(Box::pin(async move {
             tokio::select! {
-                () = stopped(stopping) => api::Error::Stopped,
-                () = leader_lost(store, election_timeout), if needs_leader => api::Error::NoLeader,
+                () = stopped(stopping) => status(api::Error::Stopped),
+                () = leader_lost(store, election_timeout), if needs_leader => status(api::Error::NoLeader),
+                () = deadline::passed(deadline) => deadline::exceeded(),
             }
         }))
     }
@@ -500,9 +517,8 @@ impl Future for ResponseFuture {
                 let polled = catch_unwind(AssertUnwindSafe(|| reply.as_mut().poll(context)));
                 if matches!(polled, Ok(Poll::Pending))
                     && let Some(waiting) = guard
-                    && let Poll::Ready(error) = waiting.as_mut().poll(context)
+                    && let Poll::Ready(status) = waiting.as_mut().poll(context)
                 {
-                    let status = status(error);
                     if let Some(mut call) = call.take() {
                         call.end(status.code());
                     }

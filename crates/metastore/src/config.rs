@@ -20,6 +20,12 @@ pub use tls::TlsConfig;
 /// The longest election timeout that etcd takes, in milliseconds.
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
 
+/// After how long without traffic grpc-go pings a client unless it is told otherwise, how long that may stay unanswered,
+/// and the shortest time that it takes for the former.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2 * 60 * 60);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
 /// Everything that a node needs to know before it starts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -111,7 +117,7 @@ pub struct RaftConfig {
     pub appends_inflight_max: usize,
     /// Most batches under way to the leader.
     pub forwards_inflight_max: usize,
-    /// Entries after which the engine is flushed; `None` leaves it to bytes and time.
+    /// Entries after which the engine is flushed; `None`, unless it is set, leaves it to bytes and time.
     pub flush_entries: Option<u64>,
     /// Entries to keep for followers that lag.
     pub catchup_entries: u64,
@@ -148,8 +154,8 @@ pub struct ListenConfig {
     pub reuse_address: bool,
     /// Most calls at a time on one connection.
     pub concurrent_streams_max: u32,
-    /// Time without traffic after which the server pings a client; none if it never does.
-    pub keepalive_interval: Option<Duration>,
+    /// Time without traffic after which the server pings a client.
+    pub keepalive_interval: Duration,
     /// How long that ping may stay unanswered.
     pub keepalive_timeout: Duration,
 }
@@ -423,6 +429,7 @@ fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
             .cloned()
             .collect()
     };
+    let (keepalive_interval, keepalive_timeout) = keepalive(settings);
     Ok(ListenConfig {
         client_urls,
         http_urls,
@@ -435,9 +442,22 @@ fn listen(settings: &Settings) -> Result<ListenConfig, Failure> {
         reuse_port: settings.boolean("socket-reuse-port"),
         reuse_address: settings.boolean("socket-reuse-address"),
         concurrent_streams_max: size(settings, "max-concurrent-streams", 1)?,
-        keepalive_interval: Some(duration(settings, "grpc-keepalive-interval")?).filter(|time| !time.is_zero()),
-        keepalive_timeout: duration(settings, "grpc-keepalive-timeout")?,
+        keepalive_interval,
+        keepalive_timeout,
     })
+}
+
+/// When a client is pinged, and how long it may take to answer. As in etcd, both count or neither: where one of them is
+/// not positive, grpc-go's own hold.
+fn keepalive(settings: &Settings) -> (Duration, Duration) {
+    let positive = |name| {
+        let time = u64::try_from(settings.duration_ns(name)).ok().map(Duration::from_nanos);
+        time.filter(|time| !time.is_zero())
+    };
+    match (positive("grpc-keepalive-interval"), positive("grpc-keepalive-timeout")) {
+        (Some(interval), Some(timeout)) => (interval.max(KEEPALIVE_INTERVAL_MIN), timeout),
+        _ => (KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT),
+    }
 }
 
 fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
@@ -497,10 +517,9 @@ fn raft(settings: &Settings) -> Result<RaftConfig, Failure> {
         unpersisted_bytes_max: size(settings, "raft-unpersisted-bytes-max", 1)?,
         appends_inflight_max: size(settings, "raft-appends-inflight-max", 1)?,
         forwards_inflight_max: size(settings, "raft-forwards-inflight-max", 1)?,
-        flush_entries: match size(settings, "snapshot-count", 1)? {
-            10_000 => None,
-            entries => Some(entries),
-        },
+        // The default is made for etcd, which writes all of its state by then; here bytes and time do better. Whoever
+        // writes it out means it.
+        flush_entries: Some(size(settings, "snapshot-count", 1)?).filter(|_| settings.is_set("snapshot-count")),
         catchup_entries: size(settings, "snapshot-catchup-entries", 0)?,
         read_timeout: duration(settings, "raft-read-timeout")?,
         write_timeout: duration(settings, "raft-write-timeout")?,
@@ -833,7 +852,7 @@ mod tests {
             (&["--election-timeout=60000"], "50000ms"),
             (&["--batch-ops-max=0"], "--batch-ops-max must be at least 1"),
             (&["--disk-reserve-bytes=-1"], "at least 0"),
-            (&["--grpc-keepalive-interval=-1s"], "negative"),
+            (&["--compaction-sleep-interval=-1s"], "negative"),
             (&["--auto-compaction-retention=x"], "retention"),
             (
                 &["--auto-compaction-mode=revision", "--auto-compaction-retention=5m"],
@@ -887,6 +906,35 @@ mod tests {
         };
         assert_eq!(ttl(&["--auth-token-ttl=7"]), seconds(7));
         assert_eq!(ttl(&["--auth-token-ttl=0"]), seconds(300));
+    }
+
+    #[test]
+    fn keepalive_counts_as_a_whole_as_in_etcd() {
+        let of = |args: &[&str]| {
+            let listen = config(args).unwrap().0.listen;
+            (listen.keepalive_interval, listen.keepalive_timeout)
+        };
+        let seconds = |interval, timeout| (Duration::from_secs(interval), Duration::from_secs(timeout));
+        assert_eq!(of(&[]), seconds(7200, 20));
+        for (interval, timeout, expected) in [
+            ("10s", "5s", seconds(10, 5)),
+            ("0", "5s", seconds(7200, 20)),
+            ("-1s", "5s", seconds(7200, 20)),
+            ("10s", "0", seconds(7200, 20)),
+            ("1ms", "5s", seconds(1, 5)),
+        ] {
+            let interval = format!("--grpc-keepalive-interval={interval}");
+            let timeout = format!("--grpc-keepalive-timeout={timeout}");
+            assert_eq!(of(&[&*interval, &*timeout]), expected, "{interval} {timeout}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_count_that_is_written_out_counts() {
+        let entries = |args: &[&str]| config(args).unwrap().0.raft.flush_entries;
+        assert_eq!(entries(&[]), None);
+        assert_eq!(entries(&["--snapshot-count=10000"]), Some(10_000));
+        assert_eq!(entries(&["--snapshot-count=7"]), Some(7));
     }
 
     #[test]

@@ -190,7 +190,7 @@ fn server_config(config: &Config) -> Result<ServerConfig, Failure> {
         reuse_port: config.listen.reuse_port,
         connections: ConnectionSettings {
             streams_max: config.listen.concurrent_streams_max,
-            keepalive_interval: config.listen.keepalive_interval,
+            keepalive_interval: Some(config.listen.keepalive_interval),
             keepalive_timeout: config.listen.keepalive_timeout,
             ..ConnectionSettings::default()
         },

@@ -9,14 +9,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use support::{Node, Storage, fresh};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use support::{Node, Setup, Storage, fresh, temp_dir};
 
 /// Connections that say nothing.
 const IDLE_CONNECTIONS: usize = 10_000;
 /// What each of them may cost the node, in bytes; 23 KiB when it was measured.
 const IDLE_CONNECTION_BYTES_MAX: u64 = 40 << 10;
-/// File descriptors that the test and the node need for themselves.
-const DESCRIPTORS_SPARED: u64 = 500;
+/// File descriptors that this process needs for the other tests and for itself.
+const DESCRIPTORS_SPARED: u64 = 1000;
 /// How long others may wait meanwhile. Far more than they do; the machine may be busy.
 const PUT_TIMEOUT: Duration = Duration::from_secs(5);
 const END_TIMEOUT: Duration = Duration::from_secs(10);
@@ -170,10 +171,80 @@ fn slow_clients_hold_up_nobody() {
     others_are_served(&node);
 }
 
+/// Lets this process have as many file descriptors as it may. Returns how many.
+fn raise_limit() -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("it may be raised that far");
+    limit.current.unwrap_or(u64::MAX)
+}
+
+/// More connections than there are file descriptors take none from the data, and others get theirs when those end.
+#[test]
+fn connections_leave_descriptors_for_the_data() {
+    const DESCRIPTORS: u32 = 256;
+    const CONNECTIONS: usize = 300;
+    raise_limit();
+    let dir = temp_dir();
+    let mut node = Setup::new(dir.path(), Storage::RocksDb)
+        .descriptors_max(DESCRIPTORS)
+        // Puts make it write files.
+        .arg("--snapshot-count=5")
+        .start();
+    assert!(node.log().contains("the limit of open files"), "{}", node.log());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime starts");
+    let put = |client: &mut etcd_client::Client, number: usize| {
+        let put = client.put("key", number.to_string(), None);
+        let put = runtime.block_on(async { tokio::time::timeout(PUT_TIMEOUT, put).await });
+        put.expect("in time").expect("the put succeeds");
+    };
+    let mut early = runtime.block_on(node.client());
+    put(&mut early, 0);
+
+    let mut connections = Vec::with_capacity(CONNECTIONS);
+    for _ in 0..CONNECTIONS {
+        connections.push(connect(&node));
+    }
+    let mut late = connect(&node);
+    late.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .expect("it is sent");
+    // The node looks for what to flush every now and then.
+    for number in 0..20 {
+        put(&mut early, number);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(
+        node.log().contains("clients have as many connections"),
+        "{}",
+        node.log()
+    );
+    assert!(!node.log().contains("a connection was not accepted"), "{}", node.log());
+    late.set_read_timeout(Some(Duration::from_millis(100)))
+        .expect("a timeout can be set");
+    let waiting = late.read(&mut [0; 1]).expect_err("there is no room for it");
+    assert!(
+        matches!(waiting.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        "{waiting}"
+    );
+
+    drop(connections);
+    late.set_read_timeout(Some(END_TIMEOUT)).expect("a timeout can be set");
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).expect("it is served now");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    others_are_served(&node);
+    put(&mut early, 0);
+    assert!(node.terminate().code().is_none(), "it ends by the signal");
+}
+
 #[test]
 fn ten_thousand_idle_connections_cost_little() {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let room = limit.unwrap_or(u64::MAX).saturating_sub(DESCRIPTORS_SPARED);
+    let limit = raise_limit();
+    // The node, which may have as many, keeps some for itself as well.
+    let room = limit.saturating_sub(DESCRIPTORS_SPARED).min(limit / 2);
     let count = IDLE_CONNECTIONS.min(usize::try_from(room).unwrap_or(usize::MAX));
     let (_dir, node) = fresh(Storage::Memory);
     others_are_served(&node);

@@ -431,8 +431,8 @@ async fn large_values_reach_every_member() {
     for number in 0..20 {
         clients[follower].put("more", format!("{number}"), None).await.unwrap();
     }
-    // Until the others do not count on it any more, and have trimmed their logs.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Until the others do not count on it any more, and have trimmed their logs; on a busy machine that takes a while.
+    tokio::time::sleep(Duration::from_secs(8)).await;
     nodes[(follower + 1) % 3] = cluster.setups[(follower + 1) % 3].start();
     let late = &nodes[(follower + 1) % 3];
     wait_serves(late).await;

@@ -20,6 +20,10 @@ pub(crate) fn put_revision(at: Position, tombstone: bool, out: &mut Vec<u8>) {
     }
 }
 
+/// The highest revision, version, or count of changes of users that is taken from a file. No store has come near it; a file
+/// that was made to say more must not bring the numbers that follow to their end.
+pub(crate) const NUMBER_MAX: i64 = i64::MAX / 2;
+
 /// Reads the key of a change: when it happened, and whether it is a deletion.
 pub(crate) fn revision(data: &[u8]) -> Option<(Position, bool)> {
     let (revision, tombstone) = data.split_at_checked(REVISION_BYTES)?;
@@ -31,7 +35,7 @@ pub(crate) fn revision(data: &[u8]) -> Option<(Position, bool)> {
     let main = i64::from_be_bytes(revision[..8].try_into().ok()?);
     let sub = i64::from_be_bytes(revision[9..].try_into().ok()?);
     let sub = u32::try_from(sub).ok()?;
-    (revision[8] == b'_' && main >= 0).then_some((Position { main, sub }, tombstone))
+    (revision[8] == b'_' && (0..=NUMBER_MAX).contains(&main)).then_some((Position { main, sub }, tombstone))
 }
 
 /// Appends what comes before the value's bytes.

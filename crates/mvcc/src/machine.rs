@@ -4,6 +4,7 @@
 //! those before it; then one engine write; then the events go to the watchers, in order; then the replies go back. The
 //! batch carries the applied index, so a crash leaves the engine with a whole number of entries.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::auth::{Answer, AuthenticateResponse, InternalAuthenticateRequest};
@@ -181,9 +182,19 @@ pub struct Counts {
     pub puts: u64,
     /// Bytes of the keys and values put.
     pub put_bytes: u64,
+    /// Of keys or ranges, whether or not there was anything to delete.
     pub deletes: u64,
+    /// Ranges read by transactions.
+    pub ranges: u64,
+    /// Transactions, and leases that end, with more than one operation (which is what etcd counts).
     pub txns: u64,
     pub events: u64,
+}
+
+impl Counts {
+    fn reads_and_changes(&self) -> u64 {
+        self.puts + self.deletes + self.ranges
+    }
 }
 
 /// Records with larger values are not cached: they would push out many small ones to save one read.
@@ -292,7 +303,16 @@ struct Step<E: Engine> {
     index: RaftIndex,
     /// Changes so far of the revision that is being written.
     sub: u32,
+    firsts: Firsts,
     scratch: Vec<u8>,
+}
+
+/// Where the open revision first changed each key; known up to the last time that it was asked for.
+#[derive(Default)]
+struct Firsts {
+    by_key: BTreeMap<Bytes, usize>,
+    /// Events of the revision that were gone through.
+    seen: usize,
 }
 
 impl<E: Engine> Machine<E> {
@@ -319,6 +339,7 @@ impl<E: Engine> Machine<E> {
                 overlay: Overlay::default(),
                 batch: engine.batch(),
                 events: Vec::new(),
+                firsts: Firsts::default(),
                 watched: false,
                 lease_changes: Vec::new(),
                 auth_changes: Vec::new(),
@@ -738,37 +759,47 @@ impl<E: Engine> Machine<E> {
         corrupt(0) || (voters > 0 && good < voters / 2 + 1)
     }
 
+    /// Alarms are activated and deactivated one by one, as in etcd: member 0 and type NONE stand for all only where alarms
+    /// are asked for.
     fn alarm(&mut self, request: &AlarmRequest) -> AlarmResponse {
         let kind = request.alarm();
-        let concerned = |alarm: &AlarmMember| {
-            (kind == AlarmType::None || alarm.alarm() == kind)
-                && (request.member_id == 0 || alarm.member_id == request.member_id)
+        let alarm = AlarmMember {
+            member_id: request.member_id,
+            alarm: request.alarm,
         };
         let mut alarms = self.rare.alarms.to_vec();
-        let changed = match request.action() {
-            AlarmAction::Get => alarms.iter().copied().filter(concerned).collect(),
-            AlarmAction::Activate if kind == AlarmType::None => Vec::new(),
-            AlarmAction::Activate => {
-                let alarm = AlarmMember {
-                    member_id: request.member_id,
-                    alarm: request.alarm,
+        let found = alarms.binary_search(&alarm);
+        let changed = match (request.action(), found) {
+            (AlarmAction::Get, _) => {
+                alarms.retain(|alarm| kind == AlarmType::None || alarm.alarm() == kind);
+                return AlarmResponse {
+                    header: ResponseHeader::at(self.state.revision),
+                    alarms,
                 };
-                if let Err(at) = alarms.binary_search(&alarm) {
-                    alarms.insert(at, alarm);
-                }
+            }
+            (AlarmAction::Activate, _) if kind == AlarmType::None => Vec::new(),
+            (AlarmAction::Activate, Ok(_)) => vec![alarm],
+            (AlarmAction::Activate, Err(at)) => {
+                alarms.insert(at, alarm);
                 vec![alarm]
             }
-            AlarmAction::Deactivate => alarms.extract_if(.., |alarm| concerned(alarm)).collect(),
+            (AlarmAction::Deactivate, Ok(at)) => vec![alarms.remove(at)],
+            (AlarmAction::Deactivate, Err(_)) => Vec::new(),
         };
-        if alarms[..] != self.rare.alarms[..] {
-            let record = AlarmsRecord { alarms };
-            self.step.batch.put(keys::META, keys::ALARMS, &record.encode_to_vec());
-            self.rare.alarms = record.alarms.into();
-        }
+        self.set_alarms(alarms);
         AlarmResponse {
             header: ResponseHeader::at(self.state.revision),
             alarms: changed,
         }
+    }
+
+    fn set_alarms(&mut self, alarms: Vec<AlarmMember>) {
+        if alarms[..] == self.rare.alarms[..] {
+            return;
+        }
+        let record = AlarmsRecord { alarms };
+        self.step.batch.put(keys::META, keys::ALARMS, &record.encode_to_vec());
+        self.rare.alarms = record.alarms.into();
     }
 
     fn member_change(&mut self, data: &Bytes) -> Result<(RequestId, Result<Outcome, Error>), DecodeError> {
@@ -787,11 +818,9 @@ impl<E: Engine> Machine<E> {
         Arc::make_mut(&mut self.rare.membership).change(change)?;
         // Alarms of a member that left concern nobody any more.
         if self.rare.membership.is_removed(change.member_id()) {
-            self.alarm(&AlarmRequest {
-                action: AlarmAction::Deactivate.into(),
-                member_id: change.member_id(),
-                alarm: AlarmType::None.into(),
-            });
+            let mut alarms = self.rare.alarms.to_vec();
+            alarms.retain(|alarm| alarm.member_id != change.member_id());
+            self.set_alarms(alarms);
         }
         self.write_membership();
         Ok(Outcome::Members(self.rare.membership.clone()))
@@ -808,6 +837,7 @@ impl<E: Engine> Machine<E> {
         if self.step.sub > 0 {
             self.state.revision += 1;
             self.step.sub = 0;
+            self.step.firsts = Firsts::default();
         }
         self.state.revision
     }
@@ -966,24 +996,35 @@ impl<E: Engine> Machine<E> {
     fn push_event(&mut self, kind: EventType, kv: KeyValue, mut prev_kv: Option<KeyValue>) {
         // "Before" means before the revision, and what the revision created had nothing before it, even if the same
         // revision deleted it first: etcd sees it so. Where a transaction changes a key more than once, the first change
-        // knows. It is looked for only then, since a deletion may have any number of events.
+        // knows. It is looked for only then: most transactions do not.
         if kv.create_revision == kv.mod_revision {
             prev_kv = None;
         } else if prev_kv
             .as_ref()
             .is_some_and(|prev_kv| prev_kv.mod_revision == kv.mod_revision)
         {
-            let first = self.step.events.len() - (self.step.sub as usize - 1);
-            let mut same_revision = self.step.events[first..].iter();
-            let earlier =
-                same_revision.find(|earlier| earlier.kv.as_ref().is_some_and(|earlier| earlier.key == kv.key));
-            prev_kv = earlier.and_then(|earlier| earlier.prev_kv.clone());
+            prev_kv = self.first_event_of(&kv.key).and_then(|event| event.prev_kv.clone());
         }
         self.step.events.push(Event {
             r#type: kind as i32,
             kv: Some(kv),
             prev_kv,
         });
+    }
+
+    /// The first event of a key in the open revision. However many are looked for, each event is gone through once.
+    fn first_event_of(&mut self, key: &Bytes) -> Option<&Event> {
+        let Step {
+            events, firsts, sub, ..
+        } = &mut self.step;
+        let open = &events[events.len() - (*sub as usize - 1)..];
+        for (at, event) in open.iter().enumerate().skip(firsts.seen) {
+            if let Some(kv) = &event.kv {
+                firsts.by_key.entry(kv.key.clone()).or_insert(at);
+            }
+        }
+        firsts.seen = open.len();
+        firsts.by_key.get(key).map(|&at| &open[at])
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
@@ -995,6 +1036,7 @@ impl<E: Engine> Machine<E> {
     /// Deletes without closing the revision.
     fn delete_range_open(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
         let doomed = self.doomed(delete)?;
+        self.step.counts.deletes += 1;
         let mut response = DeleteRangeResponse {
             deleted: doomed.len() as i64,
             ..Default::default()
@@ -1059,7 +1101,6 @@ impl<E: Engine> Machine<E> {
             };
             self.push_event(EventType::Delete, kv, Some(live.to_key_value(key.clone())));
         }
-        self.step.counts.deletes += 1;
         let (depth, anchors) = live.successor_links();
         let record = Record {
             at,
@@ -1073,11 +1114,12 @@ impl<E: Engine> Machine<E> {
     }
 
     fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
-        self.step.counts.txns += 1;
         let mut path = Vec::new();
         txn::paths(self, request, &mut path)?;
         txn::check(self, request, &mut path.iter().copied())?;
+        let before = self.step.counts.reads_and_changes();
         let mut response = self.txn_branch(request, &mut path.into_iter())?;
+        self.step.counts.txns += u64::from(self.step.counts.reads_and_changes() > before + 1);
         response.header = ResponseHeader::at(self.close_revision());
         Ok(response)
     }
@@ -1098,6 +1140,7 @@ impl<E: Engine> Machine<E> {
                     } else {
                         range.revision
                     };
+                    self.step.counts.ranges += 1;
                     ResponseOpKind::Range(self.with_snapshot(|snapshot| snapshot.range(range, at, None))?)
                 }
                 Some(RequestOpKind::Put(put)) => ResponseOpKind::Put(self.put_in_txn(put)?),
@@ -1186,6 +1229,8 @@ impl<E: Engine> Machine<E> {
             let view = self.engine.view();
             attached_keys(&view, Some(&self.step.overlay), id)?
         };
+        self.step.counts.deletes += attached.len() as u64;
+        self.step.counts.txns += u64::from(attached.len() > 1);
         for key in attached {
             let live = self
                 .newest(&key)?

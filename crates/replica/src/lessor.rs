@@ -13,8 +13,8 @@ use mvcc::LeaseChange;
 /// How long a revocation that was proposed may take before it is proposed again, in milliseconds.
 const REVOKE_RETRY_MS: u64 = 3_000;
 
-/// How long a lease must have been left alone before what it has left is worth replicating, in milliseconds: a tenth of
-/// its time to live, but no less than this. One that is kept alive more often costs nothing.
+/// How long a lease must have been left alone before what it has left is worth replicating, in milliseconds: half of its
+/// time to live, but no less than this. One that is kept alive more often costs nothing; clients do so three times in it.
 const CHECKPOINT_MIN_MS: u64 = 5_000;
 
 /// Knows when each lease ends.
@@ -45,7 +45,7 @@ struct Lease {
 
 impl Lease {
     fn checkpoint_interval_ms(&self) -> u64 {
-        (seconds(self.ttl_s) / 10).max(CHECKPOINT_MIN_MS)
+        (seconds(self.ttl_s) / 2).max(CHECKPOINT_MIN_MS)
     }
 }
 
@@ -303,25 +303,26 @@ mod tests {
         lessor.apply(granted(1, 100), 0);
         lessor.apply(granted(2, 100), 0);
         lessor.apply(granted(3, 4), 0);
-        assert_eq!(lessor.keep_alive(2, 9_000), Some(100));
-        assert_eq!(lessor.checkpoints(9_999, 10), []);
+        assert_eq!(lessor.keep_alive(2, 40_000), Some(100));
+        assert_eq!(lessor.checkpoints(49_999, 10), []);
         let left = |id, remaining_ttl| LeaseCheckpoint { id, remaining_ttl };
-        assert_eq!(lessor.checkpoints(10_500, 10), [left(1, 90)]);
-        assert!(lessor.postpone_checkpoint(1, 10_500), "it may be applied at any moment");
-        assert!(!lessor.postpone_checkpoint(2, 10_500));
+        assert_eq!(lessor.checkpoints(50_500, 10), [left(1, 50)]);
+        assert!(lessor.postpone_checkpoint(1, 50_500), "it may be applied at any moment");
+        assert!(!lessor.postpone_checkpoint(2, 50_500));
         lessor.apply(
             LeaseChange::Granted {
                 id: 1,
                 ttl: 100,
-                remaining_ttl: 90,
+                remaining_ttl: 50,
             },
-            10_600,
+            50_600,
         );
-        assert!(lessor.postpone_checkpoint(1, 10_600));
-        lessor.apply(granted(1, 100), 10_700);
-        assert!(!lessor.postpone_checkpoint(1, 10_700), "it was taken back");
-        assert_eq!(lessor.checkpoints(19_500, 10), [left(2, 90)]);
-        assert_eq!(lessor.checkpoints(20_600, 10), [left(1, 80)]);
+        assert!(lessor.postpone_checkpoint(1, 50_600));
+        lessor.apply(granted(1, 100), 50_700);
+        assert!(!lessor.postpone_checkpoint(1, 50_700), "it was taken back");
+        assert_eq!(lessor.keep_alive(1, 50_800), Some(100));
+        assert_eq!(lessor.checkpoints(90_500, 10), [left(2, 50)]);
+        assert_eq!(lessor.checkpoints(100_900, 10), [left(1, 50)]);
         lessor.follow();
         assert_eq!(lessor.checkpoints(u64::MAX, 10), []);
     }

@@ -337,6 +337,8 @@ pub struct Replica<L: RaftLog> {
     /// Since when log writes are under way without any of them finishing.
     writing_since: Option<u64>,
     is_quarantined: bool,
+    /// Who was asked to take leadership over, in which term.
+    asked_to_lead: (u64, Vec<MemberId>),
     /// See [`Input::Campaign`].
     wants_to_lead: bool,
     /// What was committed when this member became the only one: until that is applied here, a member that left may have
@@ -497,6 +499,7 @@ impl<L: RaftLog> Replica<L> {
             ticks: 0,
             writing_since: None,
             is_quarantined: false,
+            asked_to_lead: (0, Vec::new()),
             wants_to_lead: false,
             alone_from: 0,
             standing,
@@ -767,16 +770,38 @@ impl<L: RaftLog> Replica<L> {
         }
     }
 
+    /// Who shall lead next: the voter that has most, among those that were not asked in vain in this term. One that is
+    /// stalled or shut off does not take over, and would be chosen again and again.
+    fn successor(&mut self) -> MemberId {
+        let term = self.node.raft.term;
+        if self.asked_to_lead.0 != term {
+            self.asked_to_lead = (term, Vec::new());
+        }
+        let peers = self.progress();
+        let others = peers
+            .iter()
+            .filter(|peer| peer.id != self.config.id && !peer.is_learner && peer.is_active);
+        let asked = &self.asked_to_lead.1;
+        let best = others.max_by_key(|peer| (!asked.contains(&peer.id), peer.matched));
+        let Some(best) = best.map(|peer| peer.id) else { return 0 };
+        let asked = &mut self.asked_to_lead.1;
+        if asked.contains(&best) {
+            // Everybody was: begin anew.
+            asked.clear();
+        }
+        asked.push(best);
+        best
+    }
+
     fn transfer(&mut self, to: MemberId) {
         if self.node.raft.state != StateRole::Leader {
             return;
         }
         let to = if to == 0 {
-            let peers = self.progress();
-            let others = peers
-                .iter()
-                .filter(|peer| peer.id != self.config.id && !peer.is_learner && peer.is_active);
-            others.max_by_key(|peer| peer.matched).map_or(0, |peer| peer.id)
+            if self.node.raft.lead_transferee.is_some() {
+                return;
+            }
+            self.successor()
         } else {
             to
         };

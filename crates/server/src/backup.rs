@@ -64,9 +64,11 @@ pub(crate) async fn hash<E: Engine>(shared: &Arc<Shared<E>>, permit: OwnedSemaph
     let shared = shared.clone();
     let run = move || {
         let _permit = permit;
+        let begun = Instant::now();
         let_others_go_first();
         let engine = shared.reader.engine();
         let hash = Export::hash(&engine.view(), &scratch(&shared));
+        shared.metrics.hashed(begun.elapsed());
         let _ = sender.send(hash.map_err(|error| refusal(&error)));
     };
     spawn("hash", run)?;
@@ -135,6 +137,7 @@ fn send<E: Engine>(shared: &Shared<E>, sender: &mpsc::Sender<Result<BackupChunk>
         tracing::info!(%error, "a backup was broken off");
         return Err(Error::Stopped);
     }
+    shared.metrics.backed_up(begun.elapsed());
     tracing::info!(
         total_bytes = bytes,
         took_ms = begun.elapsed().as_millis() as u64,

@@ -15,10 +15,10 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, HardState};
 use storage::{AnyEngine, DataDir, Engine, Identity, RaftLog, StorageKind};
 
-use crate::calls::{Answer, Ask, Empty, decode_answer};
+use crate::calls::{Answer, Ask, Empty, Members, decode_answer};
 use crate::identity;
 use crate::node::EnginePlace;
-use crate::peer::{self, PeerUrl};
+use crate::peer::{self, CallError, PeerUrl, RefuseReason};
 use crate::serve::{EngineConfig, ServeError, ServerConfig};
 
 /// How long one peer may take to say who belongs to the cluster.
@@ -74,12 +74,12 @@ pub(crate) async fn begin(
         created_by: format!("metastore {METASTORE_VERSION}"),
     };
     if config.join {
-        let (cluster_id, known) = ask_for_members(&urls, settings, tls).await?;
-        let member_id = find_self(config, &known)?;
+        let own = (config.name.as_str(), &config.initial_members);
+        let (members, member_id) = ask_for_members(&urls, own, settings, tls).await?;
         return Ok(Beginning {
-            identity: identity(cluster_id, member_id),
+            identity: identity(members.cluster_id, member_id),
             founders: Vec::new(),
-            known,
+            known: members.members,
             is_first: true,
         });
     }
@@ -87,9 +87,13 @@ pub(crate) async fn begin(
     let member_id = identity::member_id(&config.initial_members[&config.name], &config.cluster_token);
     // A member whose data was lost must not begin anew under the same id: what it voted for is forgotten.
     let answers = futures::future::join_all(urls.iter().map(|url| ask_one(url, settings, tls))).await;
-    for (of_cluster, members) in answers.into_iter().flatten() {
-        let known = members.iter().find(|member| member.id == member_id);
-        if of_cluster == cluster_id && known.is_some_and(|member| !member.client_urls.is_empty()) {
+    for answer in answers {
+        // One whose release does not get along with this one may know of a member that lost its data, and cannot be asked.
+        let Some(members) = answer.map_err(ServeError::Bootstrap)? else {
+            continue;
+        };
+        let known = members.members.iter().find(|member| member.id == member_id);
+        if members.cluster_id == cluster_id && known.is_some_and(|member| !member.client_urls.is_empty()) {
             return Err(ServeError::Bootstrap(format!(
                 "member {member_id:x} has already been bootstrapped; remove it from the cluster, add it again and start it with --initial-cluster-state=existing"
             )));
@@ -124,49 +128,71 @@ pub(crate) fn first_members(members: &InitialMembers, token: &str) -> (Vec<Membe
     (members, identity::cluster_id(&ids))
 }
 
-async fn ask_one(url: &PeerUrl, settings: &peer::Settings, tls: &peer::Tls) -> Option<(u64, Vec<Member>)> {
+/// Asks one peer who belongs to the cluster; `None` if it does not say.
+///
+/// # Errors
+/// What it says if its release does not get along with this one.
+async fn ask_one(url: &PeerUrl, settings: &peer::Settings, tls: &peer::Tls) -> Result<Option<Members>, String> {
     let ask = Ask::Members(Empty {}).into_bytes();
-    let answer = peer::call_url(settings, tls, url, 0, METASTORE_VERSION, ask, ASK_TIMEOUT).await;
-    match answer.map(decode_answer) {
-        Ok(Ok(Answer::Members(members))) => Some((members.cluster_id, members.members)),
-        _ => None,
+    match peer::call_url(settings, tls, url, 0, METASTORE_VERSION, ask, ASK_TIMEOUT).await {
+        Ok(answer) => match decode_answer(answer) {
+            Ok(Answer::Members(members)) => Ok(Some(members)),
+            _ => Ok(None),
+        },
+        Err(CallError::Refused(refusal)) if refusal.reason == RefuseReason::Incompatible => {
+            Err(format!("{url}: {}", refusal.text))
+        }
+        Err(_) => Ok(None),
     }
 }
 
-/// Asks one peer after the other who belongs to the cluster.
+/// Asks one peer after the other who belongs to the cluster, until one knows of this member, which is `own`: its name and
+/// the members that it was told of. One that lags behind does not know of it yet.
 async fn ask_for_members(
     urls: &[PeerUrl],
+    own: (&str, &InitialMembers),
     settings: &peer::Settings,
     tls: &peer::Tls,
-) -> Result<(u64, Vec<Member>), ServeError> {
+) -> Result<(Members, MemberId), ServeError> {
+    let mut failure = None;
     for _ in 0..ASK_ROUNDS {
         for url in urls {
-            // One that has only just joined itself knows nobody yet.
-            if let Some((cluster_id, members)) = ask_one(url, settings, tls).await
-                && !members.is_empty()
-            {
-                return Ok((cluster_id, members));
+            let members = match ask_one(url, settings, tls).await {
+                // One that has only just joined itself knows nobody yet.
+                Ok(Some(members)) if !members.members.is_empty() => members,
+                Ok(_) => continue,
+                Err(cause) => {
+                    failure = Some(cause);
+                    continue;
+                }
+            };
+            let fits = peer::check_join(&members.cluster_version);
+            match fits.and_then(|()| find_self(own, &members.members)) {
+                Ok(id) => return Ok((members, id)),
+                Err(cause) => failure = Some(cause),
             }
         }
         tokio::time::sleep(ASK_TIMEOUT / 2).await;
     }
-    Err(ServeError::Bootstrap(
-        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs; check --initial-cluster, and that the cluster is up".to_owned(),
-    ))
+    // What the last one said that said anything.
+    let failure = failure.unwrap_or_else(|| {
+        "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs; check --initial-cluster, and that the cluster is up".to_owned()
+    });
+    Err(ServeError::Bootstrap(failure))
 }
 
 /// Which of the cluster's members this one is: the one with its peer URLs.
-fn find_self(config: &ServerConfig, known: &[Member]) -> Result<MemberId, ServeError> {
+fn find_self((name, initial_members): (&str, &InitialMembers), known: &[Member]) -> Result<MemberId, String> {
     let refuse = |cause: String| {
-        Err(ServeError::Bootstrap(format!(
+        Err(format!(
             "error validating peerURLs: {cause}; --initial-cluster must name every member of the cluster, this one included, as `member add` printed it"
-        )))
+        ))
     };
-    if known.len() != config.initial_members.len() {
+    if known.len() != initial_members.len() {
         return refuse(format!(
             "member count is unequal ({} in the cluster, {} in --initial-cluster)",
             known.len(),
-            config.initial_members.len()
+            initial_members.len()
         ));
     }
     let sorted = |urls: &[String]| {
@@ -174,12 +200,12 @@ fn find_self(config: &ServerConfig, known: &[Member]) -> Result<MemberId, ServeE
         urls.sort();
         urls
     };
-    for urls in config.initial_members.values() {
+    for urls in initial_members.values() {
         if !known.iter().any(|member| sorted(&member.peer_urls) == sorted(urls)) {
             return refuse(format!("unmatched member while checking PeerURLs {urls:?}"));
         }
     }
-    let own = sorted(&config.initial_members[&config.name]);
+    let own = sorted(&initial_members[name]);
     let found = known.iter().find(|member| sorted(&member.peer_urls) == own);
     Ok(found.expect("every member was matched").id)
 }
@@ -361,3 +387,111 @@ impl EnginePlace<AnyEngine> for Place {
 
 /// What the flags say about who founds a cluster, by name.
 pub type InitialMembers = BTreeMap<String, Vec<String>>;
+
+#[cfg(test)]
+mod tests {
+    use api::limits::ETCD_CLUSTER_VERSION;
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::calls::encode_answer;
+    use crate::peer::{
+        BoxFuture, Caller, Handler, Introduction, Listener, Refusal, SnapshotHeader, SnapshotSink, SocketOptions,
+        Transport,
+    };
+
+    /// A member that knows who the members are, and nothing else.
+    struct Told(Members);
+
+    impl Handler for Told {
+        fn admit(&self, _: &Introduction) -> Result<(), Refusal> {
+            Ok(())
+        }
+
+        fn receive(&self, _: MemberId, _: Vec<Bytes>) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+
+        fn call(&self, _: Caller, _: Bytes) -> BoxFuture<'_, Bytes> {
+            Box::pin(async move { encode_answer(Ok(Answer::Members(self.0.clone()))) })
+        }
+
+        fn open_snapshot(&self, _: MemberId, _: &SnapshotHeader) -> Result<Box<dyn SnapshotSink>, Refusal> {
+            Err(Refusal::new(RefuseReason::Busy, "no snapshots here"))
+        }
+
+        fn unreachable(&self, _: MemberId) {}
+
+        fn refused(&self, _: MemberId, _: &Refusal) {}
+    }
+
+    fn member(id: MemberId, url: &str) -> Member {
+        Member {
+            id,
+            peer_urls: vec![url.to_owned()],
+            ..Default::default()
+        }
+    }
+
+    /// Runs a member that says this.
+    async fn run(members: &[Member], cluster_version: &str) -> (Transport, PeerUrl) {
+        let anywhere = "http://127.0.0.1:0".parse().unwrap();
+        let listener = Listener::bind(&anywhere, &SocketOptions::default()).await.unwrap();
+        let url = listener.local_url().parse().unwrap();
+        let told = Told(Members {
+            cluster_id: 7,
+            members: members.to_vec(),
+            cluster_version: cluster_version.to_owned(),
+        });
+        let transport = Transport::start(
+            tokio::runtime::Handle::current(),
+            peer::Identity {
+                cluster_id: 7,
+                member_id: 1,
+                ..Default::default()
+            },
+            peer::Settings::default(),
+            peer::Tls::default(),
+            vec![listener],
+            Arc::new(told),
+        );
+        (transport, url)
+    }
+
+    async fn ask(urls: &[PeerUrl]) -> Result<(Members, MemberId), String> {
+        let names = [("a", "http://a:1"), ("b", "http://b:1")];
+        let initial: InitialMembers = names
+            .into_iter()
+            .map(|(name, url)| (name.to_owned(), vec![url.to_owned()]))
+            .collect();
+        let (settings, tls) = (peer::Settings::default(), peer::Tls::default());
+        let asked = ask_for_members(urls, ("b", &initial), &settings, &tls).await;
+        asked.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_joiner_asks_on_where_it_is_not_known_yet() {
+        let all = [member(1, "http://a:1"), member(2, "http://b:1")];
+        let (_lagging, lags) = run(&all[..1], "").await;
+        let (_empty, empty) = run(&[], "").await;
+        let (_current, knows) = run(&all, ETCD_CLUSTER_VERSION).await;
+        let (_newer, newer) = run(&all, "3.999.0").await;
+        let (members, id) = ask(&[empty.clone(), lags.clone(), newer.clone(), knows]).await.unwrap();
+        assert_eq!((members.cluster_id, members.members.len(), id), (7, 2, 2));
+        // Where it may join nowhere, it says what it was told last.
+        let (unknown, too_new, silent) = ([lags.clone(), empty.clone()], [lags, newer], [empty]);
+        let (unknown, too_new, silent) = tokio::join!(ask(&unknown), ask(&too_new), ask(&silent));
+        let unknown = unknown.unwrap_err();
+        assert!(
+            unknown.contains("member count is unequal (1 in the cluster, 2 in"),
+            "{unknown}"
+        );
+        let too_new = too_new.unwrap_err();
+        assert!(
+            too_new.contains("incompatible with current running cluster"),
+            "{too_new}"
+        );
+        let silent = silent.unwrap_err();
+        assert!(silent.contains("cannot fetch cluster info from peer urls"), "{silent}");
+    }
+}

@@ -67,6 +67,9 @@ pub(crate) struct Members {
     pub(crate) cluster_id: u64,
     #[prost(message, repeated, tag = "2")]
     pub(crate) members: Vec<Member>,
+    /// The cluster version of the release that answers; empty from one that does not say it.
+    #[prost(string, tag = "3")]
+    pub(crate) cluster_version: String,
 }
 
 /// Seconds; -1 for a lease that does not exist.

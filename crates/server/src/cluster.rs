@@ -1,6 +1,7 @@
 //! A member among its peers: what comes in from them, and what members ask each other.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use api::codec::{MemberChange, MemberChangeKind};
 use api::kv::Member;
+use api::limits::ETCD_CLUSTER_VERSION;
 use api::{Error, LeaseId, MemberId};
 use bytes::Bytes;
 use mvcc::Membership;
@@ -18,7 +20,7 @@ use replica::{Input, PeerMessage};
 use storage::{Engine, RaftLog};
 
 use crate::calls::{Answer, Ask, DigestAt, Digests, LeaseTime, Members, Request, decode_answer, encode_answer};
-use crate::node::{Node, Shared};
+use crate::node::{Node, NodeConfig, Shared};
 use crate::peer::{
     BoxFuture, CallError, Caller, Handler, Introduction, Peer, PeerUrl, Refusal, RefuseReason, SnapshotFault,
     SnapshotHeader, SnapshotSink, SnapshotSummary, Transport,
@@ -33,6 +35,9 @@ const INPUTS_MAX: usize = 20_000;
 const INPUT_BYTES_MAX: usize = 64 << 20;
 /// Most peers that are remembered without being known to be members.
 const STRANGERS_MAX: usize = 64;
+/// How long no snapshot is taken after one that the disk had no room for: by then it had come over the network and was
+/// written for nothing.
+const RAN_OUT_PAUSE: Duration = Duration::from_secs(60);
 /// How long a whole snapshot may take to be put in use.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a peer must have been connected to count as healthy (etcd's `HealthInterval`).
@@ -53,6 +58,89 @@ pub(crate) struct PeerHandler<E: Engine> {
     strangers: Mutex<BTreeMap<MemberId, Vec<String>>>,
     /// Whether a snapshot is coming in: one at a time.
     receiving: Arc<AtomicBool>,
+    room: Arc<Mutex<Room>>,
+}
+
+/// What is known of the disk's room for snapshots.
+#[derive(Default)]
+struct Room {
+    /// Whether it was said that there is too little, and none was begun since.
+    is_told: bool,
+    /// When one that had begun ran out of it.
+    ran_out: Option<Instant>,
+}
+
+impl Room {
+    /// Whether a snapshot may begin where `short` says what is missing, if anything is. Says so once if it may not.
+    fn begin(&mut self, short: Option<String>, now: Instant) -> Result<(), String> {
+        let waits = self
+            .ran_out
+            .is_some_and(|since| now.duration_since(since) < RAN_OUT_PAUSE);
+        let text = match short {
+            Some(text) => text,
+            None if waits => "the disk had too little room for a snapshot a moment ago".to_owned(),
+            None => {
+                *self = Room::default();
+                return Ok(());
+            }
+        };
+        if !std::mem::replace(&mut self.is_told, true) {
+            tracing::warn!(
+                reason = text,
+                "no snapshot of the database is received until the disk has room for it"
+            );
+        }
+        Err(text)
+    }
+
+    /// One that had begun ran out of room.
+    fn run_out(&mut self, text: &str, now: Instant) {
+        self.ran_out = Some(now);
+        self.is_told = true;
+        tracing::warn!(
+            reason = text,
+            retry_s = RAN_OUT_PAUSE.as_secs(),
+            "a database snapshot was given up: the disk has no room for it"
+        );
+    }
+}
+
+/// What a member's disks lack for a snapshot of which `received` bytes have come in. The reserve is for the engine in use
+/// and the log: a snapshot must not take it, or the member would stop instead of lagging behind.
+fn short_of_room(config: &NodeConfig, received: u64) -> Option<String> {
+    // An engine that writes all its data at once has written none of it yet.
+    let unwritten = if config.flush_writes_all { received } else { 0 };
+    let needed = config.disk_reserve_bytes.saturating_add(unwritten);
+    short_of([&config.data_dir, &config.log_dir], needed)
+}
+
+/// What the disks of these directories lack, where all of them must have `needed` bytes free.
+fn short_of(dirs: [&Path; 2], needed: u64) -> Option<String> {
+    // A disk that does not say is left to those that write to it.
+    let free = dirs
+        .into_iter()
+        .filter_map(|dir| storage::disk::free_bytes(dir).ok())
+        .min()?;
+    (free < needed).then(|| {
+        format!("the disk has too little room for a snapshot: {free} bytes are free, {needed} are needed (see --disk-reserve-bytes)")
+    })
+}
+
+/// Whether a caller is answered what it asks. Whoever wants to join may learn who the members are; everything else is
+/// between members that know themselves to be in the cluster.
+fn may_ask(from: Caller, ask: &Ask, membership: &Membership) -> Result<(), Error> {
+    if matches!(ask, Ask::Members(_)) {
+        return Ok(());
+    }
+    if !from.cluster_checked || from.member == 0 || membership.is_removed(from.member) {
+        return Err(Error::NotCapable);
+    }
+    match membership.get(from.member) {
+        Some(_) => Ok(()),
+        // It may have joined without this member knowing it yet. Then this one lags and does not lead, and what it is
+        // asked as a leader is to be asked again: nothing was done.
+        None => Err(Error::NotLeader),
+    }
 }
 
 /// Ends with the snapshot that comes in.
@@ -72,6 +160,7 @@ impl<E: Engine> PeerHandler<E> {
             store,
             strangers: Mutex::new(known.collect()),
             receiving: Arc::default(),
+            room: Arc::default(),
         }
     }
 
@@ -144,11 +233,20 @@ impl<E: Engine> Handler for PeerHandler<E> {
         })
     }
 
-    fn call(&self, _from: Caller, request: Bytes) -> BoxFuture<'_, Bytes> {
+    fn call(&self, from: Caller, request: Bytes) -> BoxFuture<'_, Bytes> {
         Box::pin(async move {
             let asked = Request::decode(request).ok().and_then(|request| request.ask);
             let answer = match asked {
-                Some(ask) => self.store.answer(ask).await,
+                Some(ask) => {
+                    let membership = self.shared.membership.borrow().clone();
+                    match may_ask(from, &ask, &membership) {
+                        Ok(()) => self.store.answer(ask).await,
+                        Err(error) => {
+                            tracing::debug!(from = format!("{:x}", from.member), %error, "a peer's question was refused");
+                            Err(error)
+                        }
+                    }
+                }
                 // What a later release asks.
                 None => Err(Error::NotCapable),
             };
@@ -175,6 +273,11 @@ impl<E: Engine> Handler for PeerHandler<E> {
         if self.shared.staged.lock().is_some() {
             return Err(Refusal::new(RefuseReason::Busy, "another snapshot is being put in use"));
         }
+        // As busy: the sender tries again, less and less often, and need not begin anew for it.
+        self.room
+            .lock()
+            .begin(short_of_room(&self.shared.config, 0), Instant::now())
+            .map_err(|text| Refusal::new(RefuseReason::Busy, text))?;
         let failed = |error: String| Refusal::new(RefuseReason::Failed, error);
         let (engine, dir) = self.shared.place.stage().map_err(failed)?;
         let metadata = message.get_snapshot().get_metadata();
@@ -189,6 +292,8 @@ impl<E: Engine> Handler for PeerHandler<E> {
             dir,
             message,
             begun: Instant::now(),
+            received: 0,
+            room: self.room.clone(),
             _receiving: receiving,
         }))
     }
@@ -210,9 +315,12 @@ struct Sink<E: Engine> {
     shared: Arc<Shared<E>>,
     /// `None` once it is finished.
     building: Option<Building<E>>,
-    dir: std::path::PathBuf,
+    dir: PathBuf,
     message: Box<Message>,
     begun: Instant,
+    /// Bytes of chunks.
+    received: u64,
+    room: Arc<Mutex<Room>>,
     _receiving: Receiving,
 }
 
@@ -222,6 +330,13 @@ impl<E: Engine> SnapshotSink for Sink<E> {
     }
 
     fn write(&mut self, chunk: Bytes) -> Result<(), SnapshotFault> {
+        self.received += chunk.len() as u64;
+        // Asked for each chunk: that costs microseconds, and the disk fills up from elsewhere as well. What was built is
+        // removed when this is dropped.
+        if let Some(text) = short_of_room(&self.shared.config, self.received) {
+            self.room.lock().run_out(&text, Instant::now());
+            return Err(text.into());
+        }
         self.building.as_mut().expect("it is not finished").write(chunk)
     }
 
@@ -343,6 +458,7 @@ impl<E: Engine> NodeStore<E> {
             Ask::Members(_) => Ok(Answer::Members(Members {
                 cluster_id: shared.config.cluster_id,
                 members: shared.reader.membership().members.clone(),
+                cluster_version: ETCD_CLUSTER_VERSION.to_owned(),
             })),
             Ask::KeepAlive(lease) => Ok(Answer::Lease(self.keep_alive_here(lease.id).await?)),
             Ask::TimeToLive(lease) => {
@@ -368,6 +484,7 @@ impl<E: Engine> NodeStore<E> {
                 Ok(Answer::Members(Members {
                     cluster_id: shared.config.cluster_id,
                     members: membership.members.clone(),
+                    cluster_version: ETCD_CLUSTER_VERSION.to_owned(),
                 }))
             }
             Ask::Digests(_) => {
@@ -565,5 +682,75 @@ impl<E: Engine> NodeStore<E> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calls::{Empty, Lease};
+
+    #[test]
+    fn only_members_are_answered_more_than_who_the_members_are() {
+        let membership = Membership {
+            members: vec![Member {
+                id: 1,
+                ..Default::default()
+            }],
+            removed: vec![3],
+        };
+        let asks = [
+            Ask::KeepAlive(Lease { id: 5 }),
+            Ask::TimeToLive(Lease { id: 5 }),
+            Ask::ChangeMembers(MemberChange::default()),
+            Ask::Digests(Empty {}),
+        ];
+        let cases = [
+            (1, true, Ok(())),
+            // Without the cluster's id it is nobody, whatever it says.
+            (1, false, Err(Error::NotCapable)),
+            (0, false, Err(Error::NotCapable)),
+            (0, true, Err(Error::NotCapable)),
+            (3, true, Err(Error::NotCapable)),
+            // Not known yet.
+            (2, true, Err(Error::NotLeader)),
+            (2, false, Err(Error::NotCapable)),
+        ];
+        for (member, cluster_checked, expected) in cases {
+            let from = Caller {
+                member,
+                cluster_checked,
+            };
+            for ask in &asks {
+                assert_eq!(may_ask(from, ask, &membership), expected, "{from:?} {ask:?}");
+            }
+            assert_eq!(may_ask(from, &Ask::Members(Empty {}), &membership), Ok(()), "{from:?}");
+        }
+    }
+
+    #[test]
+    fn what_must_stay_free_is_looked_for_on_each_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let (there, nowhere) = (root.path(), root.path().join("nowhere"));
+        let much = storage::disk::free_bytes(there).unwrap().saturating_mul(2);
+        assert_eq!(short_of([there, there], 1), None);
+        assert!(short_of([there, there], much).is_some());
+        // The one that is unknown does not count.
+        assert!(short_of([there, &nowhere], much).is_some());
+        assert!(short_of([&nowhere, there], much).is_some());
+        assert_eq!(short_of([&nowhere, &nowhere], much), None);
+    }
+
+    #[test]
+    fn after_one_that_had_no_room_the_next_snapshot_waits() {
+        let (mut room, begun) = (Room::default(), Instant::now());
+        assert_eq!(room.begin(Some("short".to_owned()), begun), Err("short".to_owned()));
+        assert!(room.is_told);
+        assert_eq!(room.begin(None, begun), Ok(()));
+        assert!(!room.is_told);
+        room.run_out("short", begun);
+        assert!(room.begin(None, begun + RAN_OUT_PAUSE / 2).is_err());
+        assert_eq!(room.begin(None, begun + RAN_OUT_PAUSE), Ok(()));
+        assert_eq!(room.begin(None, begun + RAN_OUT_PAUSE), Ok(()));
     }
 }

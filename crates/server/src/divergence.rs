@@ -1,8 +1,9 @@
 //! Compares what members' states come to at equal applied indexes, all the time (design invariant 7).
 //!
 //! Every member remembers a digest of its state for its newest entries; the leader asks for them and compares. Where one
-//! differs, an alarm is raised for the odd one out: it answers nobody from then on. Where there is no majority for either
-//! side the alarm is for nobody in particular, and the cluster refuses writes.
+//! differs, an alarm is raised for the odd one out: it answers nobody from then on. Right is what a majority of the voters
+//! has. Where all that are not shut off were heard and no state has one, the alarm is for nobody in particular, and the
+//! cluster refuses writes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,8 +34,28 @@ pub(crate) async fn watch<E: Engine>(shared: Arc<Shared<E>>) {
             continue;
         }
         let states = ask_all(&shared).await;
-        for odd in odd_ones(&states) {
+        let electorate = Electorate::of(&shared);
+        for odd in odd_ones(&states, &electorate) {
             raise(&shared, &store, odd).await;
+        }
+    }
+}
+
+/// Whose state decides what is right.
+#[derive(Debug, Default)]
+struct Electorate {
+    voters: Vec<MemberId>,
+    /// Members, voters among them, that were found out before.
+    shut_off: Vec<MemberId>,
+}
+
+impl Electorate {
+    fn of<E: Engine>(shared: &Shared<E>) -> Self {
+        let alarms = shared.reader.alarms();
+        let corrupt = alarms.iter().filter(|alarm| alarm.alarm() == AlarmType::Corrupt);
+        Electorate {
+            voters: shared.reader.membership().voters().collect(),
+            shut_off: corrupt.map(|alarm| alarm.member_id).collect(),
         }
     }
 }
@@ -71,40 +92,45 @@ async fn ask_all<E: Engine>(shared: &Shared<E>) -> BTreeMap<MemberId, Vec<Digest
     states
 }
 
-/// Whose state differs from that of the majority at the newest index that at least two have in common; 0 if there is no
-/// majority.
-fn odd_ones(states: &BTreeMap<MemberId, Vec<DigestAt>>) -> Vec<MemberId> {
+/// Whose state differs from that of a majority of the voters, at the newest index that most of them have in common; 0 if
+/// there can be no such majority. Who was found out before has no say any more, and learners have none.
+fn odd_ones(states: &BTreeMap<MemberId, Vec<DigestAt>>, electorate: &Electorate) -> Vec<MemberId> {
     // Who came to which revision and digest.
     type At = Vec<(MemberId, (i64, u64))>;
+    let Electorate { voters, shut_off } = electorate;
     let mut by_index: BTreeMap<u64, At> = BTreeMap::new();
-    for (&id, digests) in states {
+    for (&id, digests) in states.iter().filter(|(id, _)| !shut_off.contains(id)) {
         for digest in digests {
             let at = by_index.entry(digest.index).or_default();
             at.push((id, (digest.revision, digest.digest)));
         }
     }
-    // The newest index that most of them have.
-    let most = by_index.values().map(Vec::len).max().unwrap_or(0);
-    let newest = by_index.values().rev().find(|at| at.len() == most);
-    let Some(at) = newest.filter(|_| most >= 2) else {
+    let votes = |at: &At| at.iter().filter(|(id, _)| voters.contains(id)).count();
+    let most = by_index.values().map(votes).max().unwrap_or(0);
+    // Among those that most voters have, where a learner can be compared as well, if there is such an index.
+    let candidates = by_index.values().filter(|at| votes(at) == most);
+    let Some(at) = candidates.max_by_key(|at| at.len()).filter(|at| at.len() >= 2) else {
         return Vec::new();
     };
-    let mut counts: BTreeMap<(i64, u64), usize> = BTreeMap::new();
-    for (_, digest) in at {
+    let mut counts: BTreeMap<(i64, u64), usize> = at.iter().map(|(_, digest)| (*digest, 0)).collect();
+    for (_, digest) in at.iter().filter(|(id, _)| voters.contains(id)) {
         *counts.entry(*digest).or_default() += 1;
     }
     if counts.len() == 1 {
         return Vec::new();
     }
-    let right = counts.iter().find(|(_, count)| **count * 2 > at.len());
-    match right {
-        Some((right, _)) => at
-            .iter()
-            .filter(|(_, digest)| digest != right)
-            .map(|(id, _)| *id)
-            .collect(),
-        None => vec![0],
+    let right = counts.iter().find(|(_, count)| **count * 2 > voters.len());
+    if let Some((right, _)) = right {
+        let odd = at.iter().filter(|(_, digest)| digest != right);
+        return odd.map(|(id, _)| *id).collect();
     }
+    // Whoever is away may settle it when it is back.
+    let missing = voters
+        .iter()
+        .any(|id| !shut_off.contains(id) && !at.iter().any(|(heard, _)| heard == id));
+    // Learners alone cannot make voters doubt.
+    let voters_differ = counts.values().filter(|count| **count > 0).count() > 1;
+    if missing || !voters_differ { Vec::new() } else { vec![0] }
 }
 
 async fn raise<E: Engine>(shared: &Shared<E>, store: &NodeStore<E>, odd: MemberId) {
@@ -151,7 +177,14 @@ mod tests {
 
     #[test]
     fn the_odd_one_out_is_found() {
-        let odd = |of: &[(MemberId, &[(u64, u64)])]| odd_ones(&states(of));
+        let among = |voters: &[MemberId], shut_off: &[MemberId], of: &[(MemberId, &[(u64, u64)])]| {
+            let electorate = Electorate {
+                voters: voters.to_vec(),
+                shut_off: shut_off.to_vec(),
+            };
+            odd_ones(&states(of), &electorate)
+        };
+        let odd = |of: &[(MemberId, &[(u64, u64)])]| among(&[1, 2, 3], &[], of);
         let none: [MemberId; 0] = [];
         assert_eq!(odd(&[]), none);
         assert_eq!(odd(&[(1, &[(5, 9)])]), none, "nobody to compare with");
@@ -163,10 +196,42 @@ mod tests {
             [1],
             "the leader may be odd"
         );
-        assert_eq!(odd(&[(1, &[(5, 9)]), (2, &[(5, 8)])]), [0], "nobody knows who is right");
         assert_eq!(
             odd(&[(1, &[(4, 1), (5, 9)]), (2, &[(4, 1), (5, 9)]), (3, &[(4, 2)])]),
             [3]
         );
+    }
+
+    #[test]
+    fn nobody_is_accused_by_less_than_a_majority_of_the_voters() {
+        let among = |voters: &[MemberId], shut_off: &[MemberId], of: &[(MemberId, &[(u64, u64)])]| {
+            let electorate = Electorate {
+                voters: voters.to_vec(),
+                shut_off: shut_off.to_vec(),
+            };
+            odd_ones(&states(of), &electorate)
+        };
+        let none: [MemberId; 0] = [];
+        let two_of = [(1, &[(5, 9)][..]), (2, &[(5, 8)][..])];
+        assert_eq!(among(&[1, 2, 3], &[], &two_of), none, "the third will tell");
+        assert_eq!(among(&[1, 2], &[], &two_of), [0], "nobody will know who is right");
+        // What was found out before is no news, and no doubt of the rest.
+        assert_eq!(among(&[1, 2, 3], &[1], &two_of), none);
+        assert_eq!(
+            among(&[1, 2, 3], &[1], &[(1, &[(5, 9)]), (2, &[(5, 8)]), (3, &[(5, 7)])]),
+            [0]
+        );
+        // Three of five: two that agree are no majority.
+        let three_of = [(1, &[(5, 9)][..]), (2, &[(5, 8)][..]), (3, &[(5, 8)][..])];
+        assert_eq!(among(&[1, 2, 3, 4, 5], &[], &three_of), none);
+        // Learners have no say, but are found out.
+        let learners = [
+            (1, &[(5, 9)][..]),
+            (2, &[(5, 9)][..]),
+            (7, &[(5, 8)][..]),
+            (8, &[(5, 8)][..]),
+        ];
+        assert_eq!(among(&[1, 2, 3], &[], &learners), [7, 8]);
+        assert_eq!(among(&[1, 2, 3], &[], &[(1, &[(5, 9)]), (7, &[(5, 8)])]), none);
     }
 }

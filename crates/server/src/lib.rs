@@ -17,6 +17,7 @@ mod backup;
 mod bootstrap;
 mod calls;
 mod cluster;
+mod descriptors;
 mod divergence;
 mod faults;
 pub mod identity;

@@ -125,19 +125,19 @@ counters! {
     /// Leaders seen.
     leader_changes: "etcd_server_leader_changes_seen_total", "Leader changes seen.";
     /// Applies beyond the warning duration.
-    slow_applies: "etcd_server_slow_apply_total", "Applies that took longer than 100 ms.";
+    slow_applies: "etcd_server_slow_apply_total", "Applies that took longer than --warning-apply-duration.";
     /// Puts.
     puts: "etcd_mvcc_put_total", "Keys put.";
     /// Deletes.
-    deletes: "etcd_mvcc_delete_total", "Keys deleted.";
+    deletes: "etcd_mvcc_delete_total", "Deletions of a key or a range.";
     /// Transactions.
-    txns: "etcd_mvcc_txn_total", "Transactions that write.";
+    txns: "etcd_mvcc_txn_total", "Transactions of more than one operation.";
     /// Ranges.
-    ranges: "etcd_mvcc_range_total", "Ranges read.";
+    ranges: "etcd_mvcc_range_total", "Ranges read, those of transactions included.";
     /// Events.
     events: "etcd_debugging_mvcc_events_total", "Events handed to watchers.";
-    /// Leases granted here.
-    leases_granted: "etcd_debugging_lease_granted_total", "Leases granted through this member.";
+    /// Leases granted.
+    leases_granted: "etcd_debugging_lease_granted_total", "Leases granted.";
     /// Leases revoked.
     leases_revoked: "etcd_debugging_lease_revoked_total", "Leases that ended.";
     /// Keep-alives.
@@ -664,7 +664,7 @@ impl Metrics {
     }
 
     /// A batch is applied.
-    pub(crate) fn applied(&self, _entries: usize, applied: &mvcc::Applied, took: Duration) {
+    pub(crate) fn applied(&self, applied: &mvcc::Applied, took: Duration, is_slow: bool) {
         let add = |counter: &AtomicU64, value: u64| {
             if value > 0 {
                 counter.fetch_add(value, Ordering::Relaxed);
@@ -674,19 +674,24 @@ impl Metrics {
         add(&self.puts, counts.puts);
         add(&self.deletes, counts.deletes);
         add(&self.txns, counts.txns);
+        add(&self.ranges, counts.ranges);
         add(&self.events, counts.events);
         add(&self.batches, 1);
         add(&self.batched_operations, counts.operations);
         add(&self.engine_bytes, applied.write.bytes as u64);
         add(&self.fsyncs, applied.write.fsyncs as u64);
         add(&self.put_bytes, counts.put_bytes);
-        add(&self.slow_applies, u64::from(took > Duration::from_millis(100)));
+        add(&self.slow_applies, u64::from(is_slow));
         self.histograms.batch_size.observe(counts.operations as f64);
         self.histograms.batch_write.observe(took.as_secs_f64());
         self.histograms.apply.observe(took.as_secs_f64());
         let mut by_operation = [0_u64; APPLIED.len()];
         for outcome in applied.replies.iter().filter_map(|reply| reply.result.as_ref().ok()) {
             by_operation[applied_index(outcome)] += 1;
+            if let Outcome::LeaseGrant(granted) = outcome {
+                add(&self.leases_granted, 1);
+                self.histograms.lease_ttl.observe(granted.ttl as f64);
+            }
         }
         let share = took / u32::try_from(applied.replies.len().max(1)).unwrap_or(u32::MAX);
         for (index, times) in by_operation.into_iter().enumerate().filter(|(_, times)| *times > 0) {
@@ -697,6 +702,12 @@ impl Metrics {
     /// A range was read from the engine.
     pub(crate) fn range_read(&self, succeeded: bool, took: Duration) {
         self.range_times.observe(usize::from(succeeded), took, 1);
+    }
+
+    /// A transaction that only reads has read so many ranges.
+    pub(crate) fn txn_read(&self, ranges: u64) {
+        self.ranges.fetch_add(ranges, Ordering::Relaxed);
+        self.txns.fetch_add(u64::from(ranges > 1), Ordering::Relaxed);
     }
 
     /// A read index came, or did not.
@@ -752,12 +763,6 @@ impl Metrics {
     pub(crate) fn snapshot_received(&self, took: Duration, sync: Duration) {
         self.histograms.snapshot_save.observe(took.as_secs_f64());
         self.histograms.snapshot_sync.observe(sync.as_secs_f64());
-    }
-
-    /// A lease was granted through this member.
-    pub(crate) fn lease_granted(&self, ttl_s: i64) {
-        self.leases_granted.fetch_add(1, Ordering::Relaxed);
-        self.histograms.lease_ttl.observe(ttl_s as f64);
     }
 
     /// Prometheus' text format.

@@ -56,8 +56,10 @@ const LEASE_REVOKES_MAX: usize = 500;
 const LEASE_CHECKPOINTS_MAX: usize = 1000;
 /// How often the disk and the log are looked at.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(250);
-/// Bytes of log that are kept for peers that are up and behind; beyond, they need a snapshot.
-const LOG_KEEP_BYTES_MAX: u64 = 2 << 30;
+/// Bytes of log that are kept at least for peers that are up and behind, or are being sent a snapshot.
+const LOG_KEEP_BYTES_MIN: u64 = 2 << 30;
+/// The most that are kept for them, however large the store is: each entry takes memory as well, in the log's index.
+const LOG_KEEP_BYTES_MAX: u64 = 16 << 30;
 /// Digests that are remembered for comparing members.
 const DIGESTS_MAX: usize = 8192;
 /// How much more than the reserve must be free before writes are taken again, as a divisor of the reserve.
@@ -400,6 +402,8 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             threads: Vec::new(),
         };
         upkeep_measure(&shared, &*log);
+        // Before anybody is answered: it may have been shut off before it stopped.
+        check_quarantine(&shared);
         let (log_jobs, apply_jobs) = (node.log_jobs.clone(), node.apply_jobs.clone());
         node.spawn("log", {
             let (shared, log_jobs, log) = (shared.clone(), log_jobs.clone(), log.clone());
@@ -978,6 +982,7 @@ fn take_over<E: Engine>(
     );
     shared.digests.lock().clear();
     note_membership(shared, machine);
+    check_quarantine(shared);
     shared.compacted.send_replace(shared.reader.compacted_physically());
     shared.applied.send_replace(index);
     Ok(())
@@ -1026,8 +1031,9 @@ fn apply_some<E: Engine>(
         }
     })?;
     let took = begun.elapsed();
-    shared.metrics.applied(entries.len(), &applied, took);
-    if took > shared.config.warn_apply {
+    let is_slow = took > shared.config.warn_apply;
+    shared.metrics.applied(&applied, took, is_slow);
+    if is_slow {
         tracing::warn!(
             took_ms = took.as_millis() as u64,
             entries = entries.len(),
@@ -1045,6 +1051,7 @@ fn apply_some<E: Engine>(
         digests.drain(..surplus);
     }
     note_membership(shared, machine);
+    check_quarantine(shared);
     shared.pending.answer_all(applied.replies);
     shared.applied.send_replace(index);
     let quietly = shared.reads_locally.load(Ordering::Acquire) && applied.member_changes.is_empty();
@@ -1109,7 +1116,9 @@ fn checkpoint_leases<E: Engine>(shared: &Shared<E>) {
     if !standing.has_begun || standing.reads_locally {
         return;
     }
-    let checkpoints = shared.lessor.lock().checkpoints(shared.now_ms(), LEASE_CHECKPOINTS_MAX);
+    // The lessor stays locked until the proposal is queued: a keep-alive that takes a checkpoint back must come after it.
+    let mut lessor = shared.lessor.lock();
+    let checkpoints = lessor.checkpoints(shared.now_ms(), LEASE_CHECKPOINTS_MAX);
     if checkpoints.is_empty() {
         return;
     }
@@ -1151,7 +1160,9 @@ fn trim_to<E: Engine>(shared: &Shared<E>, durable: RaftIndex) -> RaftIndex {
     let mut to = (durable + 1).saturating_sub(shared.config.catchup_entries);
     // Whoever is being sent a snapshot needs what comes after it, and whoever is up and behind is better served from the
     // log; up to a bound, since a peer may be behind for ever.
-    if shared.log_bytes.load(Ordering::Relaxed) < LOG_KEEP_BYTES_MAX {
+    let live = shared.db_live_bytes.load(Ordering::Relaxed);
+    let keep = log_keep_bytes(live, shared.disk_full.load(Ordering::Acquire));
+    if shared.log_bytes.load(Ordering::Relaxed) < keep {
         for held in shared.held.lock().values() {
             to = to.min(held.index + 1);
         }
@@ -1160,6 +1171,17 @@ fn trim_to<E: Engine>(shared: &Shared<E>, durable: RaftIndex) -> RaftIndex {
         }
     }
     to
+}
+
+/// Bytes of log that are worth keeping for a peer that is behind, in a store with `live` bytes: as long as the log is smaller
+/// than a snapshot would be. A snapshot of 100 GiB takes 27 minutes at 64 MiB/s; if less were kept than is written
+/// meanwhile, it would be of no use when it arrives, and neither would the next. A full disk comes first.
+fn log_keep_bytes(live: u64, is_disk_full: bool) -> u64 {
+    if is_disk_full {
+        LOG_KEEP_BYTES_MIN
+    } else {
+        live.clamp(LOG_KEEP_BYTES_MIN, LOG_KEEP_BYTES_MAX)
+    }
 }
 
 fn upkeep_measure<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
@@ -1247,7 +1269,6 @@ fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inb
         // A view that nobody came for, as when leadership was lost, must not keep the log from being trimmed.
         let is_wanted = |held: &Held| held.source.is_none() || held.since.elapsed() < snapshot::UNUSED_MAX;
         shared.held.lock().retain(|_, held| is_wanted(held));
-        check_quarantine(shared);
         let engine = shared.reader.engine();
         // A watcher may have met a failure that no write meets.
         if let Some(error) = shared.hub.failure() {
@@ -1306,7 +1327,8 @@ fn check_quarantine<E: Engine>(shared: &Shared<E>) {
         alarm: AlarmType::Corrupt.into(),
     };
     let is_corrupt = shared.reader.alarms().contains(&alarm);
-    if shared.quarantined.swap(is_corrupt, Ordering::AcqRel) != is_corrupt {
+    if shared.quarantined.load(Ordering::Acquire) != is_corrupt {
+        shared.quarantined.store(is_corrupt, Ordering::Release);
         if is_corrupt {
             tracing::error!("this member's state differs from that of the others: it answers nobody; replace it");
         }

@@ -44,6 +44,7 @@ mod stream;
 mod tasks;
 #[cfg(test)]
 mod tests;
+mod version;
 mod wire;
 
 pub(crate) use address::Listener;
@@ -56,6 +57,7 @@ pub(crate) use settings::{Settings, Tls, TlsFactory, VerifyPeer};
 pub(crate) use snapshot::{
     SnapshotError, SnapshotFault, SnapshotHeader, SnapshotSink, SnapshotSource, SnapshotSummary, SnapshotTransfer,
 };
+pub(crate) use version::check_join;
 
 use shared::{PeerState, Shared, Target};
 

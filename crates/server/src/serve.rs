@@ -14,12 +14,13 @@ use storage::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::NodeStore;
 use crate::auto_compaction::Compactor;
 use crate::bootstrap::{self, InitialMembers, Place};
+use crate::descriptors::{self, Permitted};
 use crate::metrics::{Metrics, MetricsOptions};
 use crate::node::{FailureHandler, Node, NodeConfig, StartError};
 use crate::otlp::{Tracing, TracingOptions};
@@ -37,6 +38,8 @@ const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
 const REMOVED_PAUSE: Duration = Duration::from_secs(1);
 /// How long to pause after a connection could not be accepted, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Least time between two warnings that clients have all the connections that there are.
+const FULL_WARNING_PAUSE: Duration = Duration::from_secs(10);
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
 
@@ -211,6 +214,7 @@ pub fn run(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let begun = Instant::now();
+    let permits = share_descriptors(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("serve")
@@ -432,6 +436,7 @@ pub fn run(
                 listener.traffic,
                 frontend.clone(),
                 config.connections.clone(),
+                permits.clone(),
                 stopped.clone(),
             ));
         }
@@ -455,6 +460,30 @@ pub fn run(
     peer_runtime.shutdown_timeout(Duration::from_millis(500));
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Shares out the file descriptors that the process may have. Returns a permit for each connection of a client.
+fn share_descriptors(config: &mut ServerConfig) -> Arc<Semaphore> {
+    let limit = descriptors::raise_limit();
+    let wanted = match &config.engine {
+        EngineConfig::Rocks(options) => Some(options.open_files_max),
+        EngineConfig::Memory => None,
+    };
+    let shares = descriptors::share(limit, wanted);
+    if shares.are_short {
+        tracing::warn!(
+            limit,
+            connections = shares.connections,
+            "engine-files" = shares.engine_files,
+            "engine-files-wanted" = wanted,
+            "the limit of open files (ulimit -n, LimitNOFILE) is low: RocksDB keeps fewer open, which costs reads, and a \
+             long log may use up the rest"
+        );
+    }
+    if let EngineConfig::Rocks(options) = &mut config.engine {
+        options.open_files_max = shares.engine_files;
+    }
+    descriptors::permits(shares)
 }
 
 /// Most bytes of one log entry, about: a batch, or one operation that is larger than that.
@@ -583,20 +612,32 @@ fn bind(address: std::net::SocketAddr, reuse_port: bool) -> io::Result<TcpListen
     socket.listen(BACKLOG)
 }
 
+/// Takes connections for as long as there are permits, and then when one comes back. A client may then say nothing for as
+/// long as it likes over plaintext, as in etcd; what it keeps from others is its permit.
 async fn accept<S: api::Store>(
     listener: Socket,
     security: Security,
     traffic: Traffic,
     frontend: Frontend<S>,
     settings: ConnectionSettings,
+    permits: Arc<Semaphore>,
     stopped: watch::Receiver<bool>,
 ) {
+    let mut warned: Option<Instant> = None;
     let mut connections = JoinSet::new();
     let settings = Arc::new(settings);
     let mut stop = stopped.clone();
     loop {
         // Ended connections are collected as we go.
         while connections.try_join_next().is_some() {}
+        if permits.available_permits() == 0 && warned.is_none_or(|warned| warned.elapsed() >= FULL_WARNING_PAUSE) {
+            warned = Some(Instant::now());
+            tracing::warn!("clients have as many connections as the limit of open files lets them: others wait");
+        }
+        let permit = tokio::select! {
+            permit = permits.clone().acquire_owned() => permit.expect("nobody closes it"),
+            _ = stop.wait_for(|stopped| *stopped) => break,
+        };
         let accepted = tokio::select! {
             accepted = accept_one(&listener) => accepted,
             _ = stop.wait_for(|stopped| *stopped) => break,
@@ -614,10 +655,10 @@ async fn accept<S: api::Store>(
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "TCP_NODELAY was not set");
                 }
-                connections.spawn(connection.serve(stream, Some(remote)));
+                connections.spawn(connection.serve(Permitted::new(stream, permit), Some(remote)));
             }
             Ok(Accepted::Unix(stream)) => {
-                connections.spawn(connection.serve(stream, None));
+                connections.spawn(connection.serve(Permitted::new(stream, permit), None));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");

@@ -1,5 +1,6 @@
 //! [`api::Store`] over a running node.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -14,7 +15,7 @@ use api::kv::{
     AlarmAction, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
     DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
     LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+    RangeRequest, RangeResponse, ResponseHeader, ResponseOpKind, TxnRequest, TxnResponse,
 };
 use api::limits::ETCD_CLUSTER_VERSION;
 use api::store::{
@@ -40,6 +41,9 @@ const INLINE_KEYS_MAX: i64 = 500;
 
 /// How often a password is checked again because users or roles changed meanwhile.
 const AUTHENTICATIONS_MAX: usize = 16;
+
+/// How often watchers of a member that is shut off look whether it still is.
+const SHUT_OFF_PAUSE: Duration = Duration::from_secs(1);
 
 /// The store that a node serves. A cheap handle.
 pub struct NodeStore<E: Engine> {
@@ -453,6 +457,12 @@ impl<E: Engine> NodeStore<E> {
     /// Returns once the state here is at least as new as everything acknowledged before the call.
     pub(crate) async fn linearize(&self) -> Result<()> {
         self.check_trust()?;
+        self.wait_until_applied().await
+    }
+
+    /// Waits until everything is applied here that was acknowledged before, whether or not this member's state is to be
+    /// trusted.
+    async fn wait_until_applied(&self) -> Result<()> {
         let shared = &*self.shared;
         // See `Standing::reads_locally`: whatever was acknowledged is applied here.
         if shared.reads_locally.load(Ordering::Acquire) {
@@ -688,8 +698,11 @@ impl<E: Engine> Store for NodeStore<E> {
                     Need::Write(_) | Need::WriteAttached(_) => unreachable!("it only reads"),
                 })
             };
-            self.read_permitted(true, permit, || self.shared.reader.txn(&request))
-                .await?
+            let response = self
+                .read_permitted(true, permit, || self.shared.reader.txn(&request))
+                .await?;
+            self.shared.metrics.txn_read(ranges_of(&response));
+            response
         } else {
             if request.has_put() {
                 self.check_space(quota::cost_of_txn(&request)).await?;
@@ -723,7 +736,6 @@ impl<E: Engine> Store for NodeStore<E> {
         }
         request.ttl = request.ttl.max(self.shared.config.limits.lease_ttl_min_s);
         let mut response = outcome!(self.propose(Action::LeaseGrant(request)).await?, LeaseGrant);
-        self.shared.metrics.lease_granted(response.ttl);
         self.complete(&mut response.header);
         Ok(response)
     }
@@ -790,6 +802,7 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn lease_leases(&self) -> Result<LeaseLeasesResponse> {
+        self.check_trust()?;
         let header = self.header_at(self.shared.reader.revision());
         let leases = self.shared.lessor.lock().list();
         self.permit_attached(leases.iter().copied(), Right::Read).await?;
@@ -803,6 +816,7 @@ impl<E: Engine> Store for NodeStore<E> {
         ClientWatch {
             stream: self.shared.hub.stream(),
             store: self.clone(),
+            shut_off: None,
         }
     }
 
@@ -876,18 +890,15 @@ impl<E: Engine> Store for NodeStore<E> {
     async fn alarm(&self, request: AlarmRequest) -> Result<AlarmResponse> {
         let mut response = if request.action() == AlarmAction::Get {
             self.require_user().await?;
-            let mut alarms = self.status().alarms;
-            alarms.retain(|alarm| {
-                let (member_id, kind) = match alarm {
-                    Alarm::NoSpace(member) => (*member, AlarmType::Nospace),
-                    Alarm::Corrupt(member) => (*member, AlarmType::Corrupt),
-                };
-                (request.member_id == 0 || request.member_id == member_id)
-                    && (request.alarm() == AlarmType::None || request.alarm() == kind)
-            });
+            // In etcd this goes through the log: whoever has no quorum must not say that all is well. Whoever is shut off
+            // may say why.
+            self.wait_until_applied().await?;
+            let mut alarms: Vec<_> = self.status().alarms.into_iter().map(Alarm::member).collect();
+            // By type alone, whichever member was named, as in etcd.
+            alarms.retain(|alarm| request.alarm == AlarmType::None as i32 || alarm.alarm == request.alarm);
             AlarmResponse {
                 header: ResponseHeader::at(self.shared.reader.revision()),
-                alarms: alarms.into_iter().map(Alarm::member).collect(),
+                alarms,
             }
         } else {
             self.require_admin().await?;
@@ -926,6 +937,7 @@ impl<E: Engine> Store for NodeStore<E> {
 
     async fn defragment(&self) -> Result<()> {
         self.require_admin().await?;
+        let begun = Instant::now();
         let compacted = self.shared.reader.compacted_physically();
         tracing::info!("starting defragment");
         // What compaction dropped is given back in the background in any case; this is a reminder.
@@ -935,6 +947,7 @@ impl<E: Engine> Store for NodeStore<E> {
             end: Some(&end),
         };
         self.shared.reader.engine().compact_hint(mvcc::keys::REV, dropped);
+        self.shared.metrics.defragmented(begun.elapsed());
         tracing::info!("finished defragment");
         Ok(())
     }
@@ -1020,8 +1033,10 @@ impl<E: Engine> Store for NodeStore<E> {
 
     fn standing(&self) -> Standing {
         let standing = self.shared.standing();
+        // Who is shut off follows nobody: clients that require a leader go elsewhere.
+        let leader = if self.check_trust().is_ok() { standing.leader } else { 0 };
         Standing {
-            leader: standing.leader,
+            leader,
             is_learner: standing.is_learner,
         }
     }
@@ -1035,14 +1050,42 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 }
 
+/// How many ranges were read for a transaction that only reads.
+fn ranges_of(response: &TxnResponse) -> u64 {
+    let ranges = response.responses.iter().map(|op| match &op.response {
+        Some(ResponseOpKind::Txn(nested)) => ranges_of(nested),
+        Some(_) => 1,
+        None => 0,
+    });
+    ranges.sum()
+}
+
 /// A client's watchers: each is created only if the client may read its keys then, as in etcd.
 pub struct ClientWatch<E: Engine> {
     stream: Stream<E>,
     store: NodeStore<E>,
+    /// While this member's state is not to be trusted: when to look again whether it is.
+    shut_off: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl<E: Engine> ClientWatch<E> {
+    /// Waits while this member's state is not to be trusted: what it would tell may be wrong. Streams that require a leader
+    /// end meanwhile, see [`NodeStore::standing`].
+    fn poll_trust(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while self.store.check_trust().is_err() {
+            let again = self
+                .shut_off
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(SHUT_OFF_PAUSE)));
+            std::task::ready!(again.as_mut().poll(context));
+            self.shut_off = None;
+        }
+        Poll::Ready(())
+    }
 }
 
 impl<E: Engine> WatchStream for ClientWatch<E> {
     fn create(&mut self, create: WatchCreate) -> std::result::Result<WatchCreated, WatchError> {
+        self.store.check_trust().map_err(WatchError::Refused)?;
         // etcd looks at this first.
         if create.start_revision >= 0
             && let Some(who) = self.store.who_now().map_err(WatchError::Refused)?
@@ -1067,6 +1110,7 @@ impl<E: Engine> WatchStream for ClientWatch<E> {
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<WatchOutput> {
+        std::task::ready!(self.poll_trust(context));
         self.stream.poll_next(context)
     }
 }

@@ -168,17 +168,17 @@ impl World {
 
     /// A member says that its disk is full, and an operator that it is not.
     fn about_alarms(&mut self) -> Action {
+        let on: Vec<u64> = self.history.model.alarms.iter().map(|alarm| alarm.member_id).collect();
         let rng = &mut self.rng_clients;
-        let is_on = !self.history.model.alarms.is_empty();
         let action = match rng.u8(..6) {
             0 => AlarmAction::Get,
             1 if self.calm_since.is_none() => AlarmAction::Activate,
             _ => AlarmAction::Deactivate,
         };
-        let some_or_all = rng.u64(..=self.nodes.len() as u64);
+        let one_that_is_on = rng.choice(&on).copied().filter(|_| rng.u8(..4) > 0);
         Action::Alarm(AlarmRequest {
             action: action as i32,
-            member_id: if is_on && rng.u8(..4) > 0 { 0 } else { some_or_all },
+            member_id: one_that_is_on.unwrap_or_else(|| rng.u64(..=self.nodes.len() as u64)),
             alarm: AlarmType::Nospace as i32,
         })
     }

@@ -294,18 +294,13 @@ impl Model {
                     member_id: request.member_id,
                     alarm: AlarmType::Nospace as i32,
                 };
-                let concerned = |known: &AlarmMember| request.member_id == 0 || *known == alarm;
                 let changed: Vec<AlarmMember> = match request.action() {
-                    AlarmAction::Get => self.alarms.iter().copied().filter(concerned).collect(),
+                    AlarmAction::Get => self.alarms.iter().copied().collect(),
                     AlarmAction::Activate => {
                         self.alarms.insert(alarm);
                         vec![alarm]
                     }
-                    AlarmAction::Deactivate => {
-                        let off: Vec<_> = self.alarms.iter().copied().filter(concerned).collect();
-                        self.alarms.retain(|alarm| !off.contains(alarm));
-                        off
-                    }
+                    AlarmAction::Deactivate => self.alarms.take(&alarm).into_iter().collect(),
                 };
                 Ok(Outcome::Alarm(AlarmResponse {
                     header: ResponseHeader::at(self.seen.revision),

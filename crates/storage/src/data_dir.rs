@@ -393,17 +393,37 @@ fn no_access(action: &'static str, path: &Path) -> impl Fn(io::Error) -> DataDir
 }
 
 fn create_dir(path: &Path) -> Result<(), DataDirError> {
+    let to_sync = parents_of_new(path);
     let builder = &mut DirBuilder::new();
     builder
         .recursive(true)
         .mode(DIRECTORY_MODE)
         .create(path)
         .map_err(no_access("create", path))?;
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    sync_dir(parent).map_err(no_access("sync", parent))
+    // From above: nothing below a directory is there after a crash if that directory is not.
+    for parent in to_sync.into_iter().rev() {
+        sync_dir(parent).map_err(no_access("sync", parent))?;
+    }
+    Ok(())
+}
+
+/// The directories that get a new entry when `path` is created with all that it is in, from below. That of `path` itself
+/// is always among them: an earlier attempt may have created it and not got further.
+fn parents_of_new(path: &Path) -> Vec<&Path> {
+    let parents = path.ancestors().skip(1);
+    let mut to_sync = Vec::new();
+    for parent in parents {
+        let parent = if parent.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            parent
+        };
+        to_sync.push(parent);
+        if parent.exists() {
+            break;
+        }
+    }
+    to_sync
 }
 
 fn lock(path: &Path) -> Result<File, DataDirError> {

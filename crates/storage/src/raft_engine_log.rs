@@ -166,6 +166,10 @@ impl RaftEngineLog {
             error => failed(format!("{}: {error}", dir.display())),
         })?;
 
+        // raft-engine syncs its directory only when it changes files: until then, a crash could take the first file away,
+        // with everything that was synced into it.
+        crate::disk::sync_dir(dir).map_err(in_dir)?;
+
         // A thread of its own: see the module's last point.
         let recovered = std::thread::scope(|scope| scope.spawn(|| recover(&engine, dir)).join());
         let (state, trimmed) = recovered.unwrap_or_else(|_| Err(panicked(dir)))?;

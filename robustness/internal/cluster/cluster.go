@@ -351,6 +351,15 @@ func (m *Member) SlowDisk(delay time.Duration) error {
 	if delay > 0 {
 		text = fmt.Sprintf("log-sync-delay-ms %d\n", delay.Milliseconds())
 	}
+	return m.fault(text)
+}
+
+// CorruptPuts asks the member, through its fault hook, to apply its next puts with another value than its peers.
+func (m *Member) CorruptPuts(count int) error {
+	return m.fault(fmt.Sprintf("corrupt-puts %d\n", count))
+}
+
+func (m *Member) fault(text string) error {
 	// Renamed into place, so that no reader sees half of it.
 	if err := os.WriteFile(m.faultFile+".new", []byte(text), 0o644); err != nil {
 		return err

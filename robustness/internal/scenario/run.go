@@ -14,6 +14,7 @@ var scenarios = map[string]func(context.Context, Config) (*Outcome, error){
 	"snapshot-catchup":     SnapshotCatchup,
 	"snapshot-interrupted": SnapshotInterrupted,
 	"fault-check":          FaultCheck,
+	"corruption":           Corruption,
 }
 
 // Names lists the scenarios.

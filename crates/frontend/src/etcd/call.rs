@@ -14,11 +14,10 @@ use hyper::body::{Body, Frame, SizeHint};
 use tonic::{Code, Status};
 
 use super::methods::Method;
-use super::status::status;
 use crate::{BoxError, CallSpan, CallTracer, Observer};
 
-/// Ends a stream from the server's side when it completes.
-pub(crate) type Guard = Pin<Box<dyn Future<Output = api::Error> + Send>>;
+/// Ends a call from the server's side when it completes.
+pub(crate) type Guard = Pin<Box<dyn Future<Output = Status> + Send>>;
 
 /// Among a request's extensions: the member that it came to has no vote.
 #[derive(Debug, Clone, Copy)]
@@ -243,9 +242,9 @@ impl Body for Outbound {
             return Poll::Ready(None);
         };
         if let Some(guard) = &mut this.guard
-            && let Poll::Ready(error) = guard.as_mut().poll(context)
+            && let Poll::Ready(status) = guard.as_mut().poll(context)
         {
-            return Poll::Ready(Some(Ok(this.cut(&status(error)))));
+            return Poll::Ready(Some(Ok(this.cut(&status))));
         }
         let polled = match catch_unwind(AssertUnwindSafe(|| Pin::new(body).poll_frame(context))) {
             Ok(polled) => polled,

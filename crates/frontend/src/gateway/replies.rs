@@ -13,8 +13,8 @@ use tonic::{Code, Status};
 use super::encode::Encoder;
 use super::requests::PREFIX_BYTES;
 use super::schema::Message;
-use super::{deadline_exceeded, write_status};
-use crate::{BoxError, ResponseBody};
+use super::write_status;
+use crate::{BoxError, ResponseBody, deadline};
 
 /// The messages of a gRPC response, and its status.
 pub(super) struct Messages {
@@ -151,7 +151,7 @@ impl Body for Lines {
                 Poll::Pending => match &mut this.deadline {
                     Some(deadline) => {
                         ready!(deadline.as_mut().poll(context));
-                        Some(Err(deadline_exceeded()))
+                        Some(Err(deadline::exceeded()))
                     }
                     None => return Poll::Pending,
                 },

@@ -7,7 +7,10 @@
 //! What may take long is read, and its answer encoded, in a task of its own: everything else on the connection would wait
 //! for it. That is every range of more than one key, since all its keys are counted whatever its limit.
 //!
-//! Handlers, rules and counting are those of every call: see `service.rs` and `etcd/kv.rs`.
+//! Handlers, rules and counting are those of every call: see `service.rs` and `etcd/kv.rs`. What is not kept here is a
+//! deadline, `grpc-timeout`, which etcd's Go client sends with every call whose context has one: that would be a timer for
+//! each call on the hottest path. The store ends what waits here by itself after its request timeout, nothing of such a
+//! call is left to undo, and a client whose time is over sooner gives the call up, which ends it at once.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -14,6 +14,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
 use http::{HeaderMap, Request, Response};
+use metastore_frontend::proto::etcdserverpb::watch_request::RequestUnion;
+use metastore_frontend::proto::etcdserverpb::{WatchCreateRequest, WatchRequest};
+use metastore_frontend::proto::v3lockpb::LockRequest;
 use metastore_frontend::{ConnectionSettings, Frontend, Method, Observer, Options, serve_connection};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -24,6 +27,7 @@ use crate::fake::Fake;
 
 const PUT: &str = "/etcdserverpb.KV/Put";
 const RANGE: &str = "/etcdserverpb.KV/Range";
+const LOCK: &str = "/v3lockpb.Lock/Lock";
 
 type Served = JoinHandle<Result<(), String>>;
 
@@ -101,6 +105,8 @@ async fn handshake(io: DuplexStream) -> SendRequest<Bytes> {
 }
 
 struct Answer {
+    /// HTTP's.
+    status: u16,
     code: i32,
     text: String,
     message: Bytes,
@@ -126,6 +132,7 @@ async fn answer(response: ResponseFuture) -> Result<Answer, h2::Error> {
         data.freeze().slice(5..)
     };
     Ok(Answer {
+        status: head.status.as_u16(),
         code: field("grpc-status").parse().expect("a number"),
         text: field("grpc-message").to_owned(),
         message,
@@ -262,6 +269,80 @@ async fn a_call_that_is_given_up_ends_as_cancelled() {
     assert_eq!(*ends.0.lock().expect("whole"), [0, 1]);
     store.release.notify_waiters();
     assert_eq!(answer(other).await.expect("an answer").code, 0, "others go on");
+}
+
+/// The client sends its deadline and does not keep it itself.
+#[tokio::test]
+async fn a_call_ends_at_its_deadline() {
+    const LONG: Duration = Duration::from_secs(10);
+    let store = Fake::new(Limits::default());
+    store.state().leases.extend([1, 2]);
+    let ends = Arc::new(Ends::default());
+    let options = Options {
+        observer: ends.clone(),
+        ..Options::default()
+    };
+    let mut client = Client::new(store.clone(), options).await;
+    let lock = |lease| {
+        framed(&LockRequest {
+            name: "l".into(),
+            lease,
+        })
+    };
+    let keys = async || {
+        let range = RangeRequest {
+            key: "l".into(),
+            range_end: "m".into(),
+            ..Default::default()
+        };
+        let found = api::Store::range(&store, range).await.expect("reads");
+        found.kvs.into_iter().map(|kv| kv.key).collect::<Vec<_>>()
+    };
+    assert_eq!(client.call(LOCK, &[&lock(1)]).await.code, 0, "the lock was free");
+
+    let begun = tokio::time::Instant::now();
+    let (waiting, mut body) = client.begin(LOCK, &[("grpc-timeout", "300m")]).await;
+    body.send_data(lock(2).into(), true).expect("room");
+    let ended = tokio::time::timeout(LONG, answer(waiting)).await.expect("in time");
+    let ended = ended.expect("an answer");
+    let text = ended.text.replace("%20", " ");
+    assert_eq!((ended.code, &*text), (4, "context deadline exceeded"));
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    let left = async {
+        while keys().await != ["l/1"] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(LONG, left).await.expect("its key leaves the line");
+
+    // A stream ends as well, whatever it has said before.
+    let (stream, mut body) = client
+        .begin("/etcdserverpb.Watch/Watch", &[("grpc-timeout", "100m")])
+        .await;
+    let all = WatchCreateRequest {
+        range_end: vec![0].into(),
+        ..Default::default()
+    };
+    let create = WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(all)),
+    };
+    body.send_data(framed(&create).into(), false).expect("room");
+    let ended = tokio::time::timeout(LONG, answer(stream)).await.expect("in time");
+    let ended = ended.expect("an answer");
+    assert_eq!((ended.code, &*ended.text.replace("%20", " ")), (4, &*text));
+    assert!(!ended.message.is_empty(), "the watch was created");
+    assert_eq!(*ends.0.lock().expect("whole"), [0, 4, 4]);
+
+    for (timeout, code, status) in [("0n", 4, 200), ("1x", 13, 400)] {
+        let (refused, mut body) = client.begin(LOCK, &[("grpc-timeout", timeout)]).await;
+        body.send_data(lock(2).into(), true).expect("room");
+        let refused = answer(refused).await.expect("an answer");
+        assert_eq!(refused.code, code, "{timeout}");
+        assert_eq!(refused.status, status, "{timeout}");
+    }
+    let (held, mut body) = client.begin(LOCK, &[("grpc-timeout", "99999999H")]).await;
+    body.send_data(lock(1).into(), true).expect("room");
+    assert_eq!(answer(held).await.expect("an answer").code, 0, "a long deadline is one");
 }
 
 #[tokio::test]

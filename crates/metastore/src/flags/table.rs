@@ -170,7 +170,7 @@ pub const FLAGS: &[Flag] = &[
     flag(Member, "grpc-keepalive-min-time", Duration, "5s", "", NoEffect("clients may ping as often as they like"),
         "Shortest time between two pings of a client before it is disconnected."),
     flag(Member, "grpc-keepalive-interval", Duration, "2h0m0s", "", Works,
-        "Time without traffic after which the server pings a client. 0 turns it off."),
+        "Time without traffic after which the server pings a client. If this or the timeout is 0, the defaults hold for both."),
     flag(Member, "grpc-keepalive-timeout", Duration, "20s", "", Works, "How long that ping may stay unanswered."),
     flag(Member, "socket-reuse-port", Bool, "false", "", Works, "Set SO_REUSEPORT on listeners."),
     flag(Member, "socket-reuse-address", Bool, "false", "", Works, "Set SO_REUSEADDR on listeners."),
@@ -328,7 +328,7 @@ pub const FLAGS: &[Flag] = &[
 
     // Taken for etcd's sake.
     flag(Etcd, "snapshot-count", NUMBER, "10000", "entries", Works,
-        "Entries after which the state is flushed, so that the log can be trimmed. The default leaves that to bytes and time."),
+        "Entries after which the state is flushed, so that the log can be trimmed. Unless it is set, even to the default, bytes and time decide."),
     flag(Etcd, "snapshot-catchup-entries", NUMBER, "5000", "entries", Works,
         "Entries that the log keeps for followers that lag, of those that are durable in the state."),
     flag(Etcd, "max-snapshots", NUMBER, "5", "files", NoEffect("--max-snapshots is deprecated in 3.6 and will be decommissioned in 3.8, and there are no such files here"), "Snapshot files to keep."),

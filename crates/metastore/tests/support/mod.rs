@@ -72,6 +72,8 @@ pub(crate) struct Setup {
     pub(crate) log: PathBuf,
     args: Vec<String>,
     env: Vec<(String, std::ffi::OsString)>,
+    /// Most file descriptors that it may have, if not as many as this process.
+    descriptors_max: Option<u32>,
 }
 
 impl Setup {
@@ -84,6 +86,7 @@ impl Setup {
             log: base.join("log"),
             args: Vec::new(),
             env: Vec::new(),
+            descriptors_max: None,
         }
     }
 
@@ -96,6 +99,12 @@ impl Setup {
     /// Sets a variable of its environment, which is empty otherwise.
     pub(crate) fn env(mut self, name: &str, value: impl Into<std::ffi::OsString>) -> Setup {
         self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Lets it have no more file descriptors than these.
+    pub(crate) fn descriptors_max(mut self, count: u32) -> Setup {
+        self.descriptors_max = Some(count);
         self
     }
 
@@ -116,7 +125,19 @@ impl Setup {
             .open(&self.log)
             .expect("the log can be written");
         let log_start = log.metadata().expect("the log is there").len();
-        let child = Command::new(binary())
+        let mut command = match self.descriptors_max {
+            None => Command::new(binary()),
+            Some(count) => {
+                // The shell becomes the binary, so that the process is the same one.
+                let mut command = Command::new("/bin/sh");
+                command
+                    .arg("-c")
+                    .arg(format!("ulimit -n {count} && exec \"$0\" \"$@\""));
+                command.arg(binary());
+                command
+            }
+        };
+        let child = command
             .env_clear()
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--data-dir")

@@ -201,7 +201,8 @@ pub fn import<E: Engine, S: Source>(
         };
         let to = i64::try_from(bump)
             .ok()
-            .and_then(|bump| last.main.max(compacted).checked_add(bump));
+            .and_then(|bump| last.main.max(compacted).checked_add(bump))
+            .filter(|to| *to <= etcd_form::NUMBER_MAX);
         compacted = to.ok_or_else(|| content("key", format!("has revisions too high to be bumped by {bump}")))?;
         bumped = Some(compacted);
     }
@@ -243,7 +244,12 @@ pub fn import<E: Engine, S: Source>(
     database.visit("auth", |key, value, _| {
         match key {
             keys::AUTH_ENABLED if value.len() == 1 => {}
-            keys::AUTH_REVISION if value.len() == 8 => {}
+            keys::AUTH_REVISION if value.len() == 8 => {
+                let revision = i64::from_be_bytes(value.try_into().expect("it has 8 bytes"));
+                if !(0..=etcd_form::NUMBER_MAX).contains(&revision) {
+                    return Err(content("auth", "has a revision that is none"));
+                }
+            }
             keys::AUTH_ENABLED | keys::AUTH_REVISION => return Err(content("auth", "has a value of the wrong length")),
             // What only a later release knows.
             _ => return Ok(()),
@@ -333,7 +339,9 @@ impl<E: Engine> Importer<'_, E> {
         if kv.key.is_empty() {
             return Err(wrong("of a key without a name"));
         }
-        let sound = kv.mod_revision == at.main && kv.version >= 1 && (1..=at.main).contains(&kv.create_revision);
+        let sound = kv.mod_revision == at.main
+            && (1..=etcd_form::NUMBER_MAX).contains(&kv.version)
+            && (1..=at.main).contains(&kv.create_revision);
         if !tombstone && !sound {
             return Err(wrong("that says otherwise of itself"));
         }

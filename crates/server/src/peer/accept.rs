@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::limits::ETCD_CLUSTER_VERSION;
 use bytes::Bytes;
 use prost::Message as _;
 use tokio::net::{TcpListener, UnixListener};
@@ -16,6 +17,7 @@ use super::handler::{Introduction, Purpose, Refusal, RefuseReason};
 use super::incoming::Registered;
 use super::shared::Shared;
 use super::stream::{Reader, Stream, Writer, accept_tls};
+use super::version::check_peer;
 use super::wire::{Answer, HANDSHAKE_BYTES_MAX, Hello, MAGIC, PEER_URLS_MAX, Refused, VERSION, kind};
 use super::{call_in, raft_in, snapshot_in};
 
@@ -217,6 +219,7 @@ async fn introduce(shared: &Shared, stream: Stream, tls: bool, origin: &str) -> 
         cluster_id: shared.identity.cluster_id,
         member_id: shared.identity.member_id,
         version: shared.identity.version.clone(),
+        cluster_version: ETCD_CLUSTER_VERSION.to_owned(),
     };
     let sent = writer.write_raw(message_frame(&answer)).await;
     match decision {
@@ -270,6 +273,10 @@ fn check(shared: &Shared, version: u8, hello: Hello, origin: &str) -> Result<Int
     }
     if hello.peer_urls.len() > PEER_URLS_MAX {
         return refuse(RefuseReason::Stranger, format!("more than {PEER_URLS_MAX} URLs"));
+    }
+    // Last: what is wrong otherwise is wrong with any release.
+    if let Err(text) = check_peer(&hello.cluster_version) {
+        return refuse(RefuseReason::Incompatible, text);
     }
     Ok(Introduction {
         from: hello.from,

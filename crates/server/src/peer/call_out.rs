@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::limits::ETCD_CLUSTER_VERSION;
 use bytes::{Buf as _, Bytes};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -388,6 +389,7 @@ pub(super) async fn call_url(
         peer_urls: Vec::new(),
         incarnation: random(),
         sequence: 0,
+        cluster_version: ETCD_CLUSTER_VERSION.to_owned(),
     };
     let bounds = Bounds {
         payload_max: settings.frame_bytes_max,

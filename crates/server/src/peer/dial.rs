@@ -8,10 +8,11 @@ use prost::Message as _;
 
 use super::address::PeerUrl;
 use super::frame::{FrameReader, FrameWriter, message_frame};
-use super::handler::{Purpose, Refusal};
+use super::handler::{Purpose, Refusal, RefuseReason};
 use super::settings::{Settings, Tls};
 use super::shared::{PeerState, Shared};
 use super::stream::{self, Reader, Writer};
+use super::version::check_peer;
 use super::wire::{Answer, HANDSHAKE_BYTES_MAX, Hello, MAGIC, VERSION};
 
 /// A connection that was accepted.
@@ -85,6 +86,10 @@ async fn dial_unbounded(
     if hello.to != 0 && answer.member_id != hello.to {
         let reason = format!("member {:x} answers there, not {:x}", answer.member_id, hello.to);
         return Err(DialError::Unreachable(reason));
+    }
+    // An older release may take us that we do not get along with.
+    if let Err(text) = check_peer(&answer.cluster_version) {
+        return Err(DialError::Refused(Refusal::new(RefuseReason::Incompatible, text)));
     }
     reader.set_payload_max(bounds.payload_max);
     Ok(Connection {

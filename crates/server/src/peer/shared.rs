@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use api::limits::ETCD_CLUSTER_VERSION;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -108,6 +109,7 @@ impl Shared {
             peer_urls: self.identity.peer_urls.clone(),
             incarnation: self.incarnation,
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed),
+            cluster_version: ETCD_CLUSTER_VERSION.to_owned(),
         }
     }
 

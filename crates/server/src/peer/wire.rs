@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Numbers are little-endian; the checksum is that of the payload. The payloads of `Hello` and `Answer` are these
-//! messages alone. Preface, frames, `Hello` and `Answer` stay as they are in later versions, so that one can tell
-//! another that they do not fit.
+//! messages alone. Preface, frames, `Hello` and `Answer` stay as they are in later versions, but for fields that are
+//! added, so that one can tell another that they do not fit.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -81,6 +81,9 @@ pub(super) struct Hello {
     /// Rises with each connection of an incarnation.
     #[prost(uint64, tag = "8")]
     pub(super) sequence: u64,
+    /// The cluster version of its release; empty from a release that does not say it.
+    #[prost(string, tag = "9")]
+    pub(super) cluster_version: String,
 }
 
 /// What it is told.
@@ -95,6 +98,9 @@ pub(super) struct Answer {
     pub(super) member_id: u64,
     #[prost(string, tag = "4")]
     pub(super) version: String,
+    /// As in [`Hello`].
+    #[prost(string, tag = "5")]
+    pub(super) cluster_version: String,
 }
 
 /// A refusal.

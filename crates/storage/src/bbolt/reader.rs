@@ -274,6 +274,8 @@ impl Page {
         if table_end > page.data.len() {
             return Err(damaged(id, "has more elements than fit"));
         }
+        // In order and apart, as bbolt writes them: what the elements come to is then no more than what the page has.
+        let mut end = table_end as u64;
         for index in 0..page.count {
             let at = HEADER_BYTES + index * ELEMENT_BYTES;
             let number = |word: usize| u32_at(&page.data, at + 4 * word).map_or(u64::MAX, u64::from);
@@ -282,9 +284,13 @@ impl Page {
                 _ => (number(0), number(1)),
             };
             let start = at as u64 + offset;
-            if start < table_end as u64 || start + bytes > page.data.len() as u64 {
-                return Err(damaged(id, "has an element that does not lie within it"));
+            if start < end || start + bytes > page.data.len() as u64 {
+                return Err(damaged(
+                    id,
+                    "has an element that does not lie within it, or overlaps the one before it",
+                ));
             }
+            end = start + bytes;
         }
         Ok(page)
     }

@@ -65,6 +65,20 @@ fn an_identity_is_kept() {
 }
 
 #[test]
+fn each_new_directory_is_made_durable_in_its_parent() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path();
+    let deep = root.join("a/b/c");
+    let expected = [root.join("a/b"), root.join("a"), root.to_owned()];
+    assert_eq!(parents_of_new(&deep), expected);
+    create_dir(&deep).unwrap();
+    assert_eq!(parents_of_new(&deep), [root.join("a/b")]);
+    assert_eq!(parents_of_new(&deep.join("d")), [deep]);
+    assert_eq!(parents_of_new(Path::new("new")), [Path::new(".")]);
+    assert_eq!(parents_of_new(Path::new("/new")), [Path::new("/")]);
+}
+
+#[test]
 fn an_unfinished_initialization_can_be_done_again() {
     let root = tempfile::tempdir().unwrap();
     for name in ["raft", "rocksdb", "lost+found"] {

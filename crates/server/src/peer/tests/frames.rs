@@ -145,9 +145,9 @@ proptest! {
     #[test]
     fn introductions_survive_the_way(
         from in any::<u64>(), to in any::<u64>(), cluster_id in any::<u64>(), sequence in any::<u64>(),
-        version in ".{0,20}", peer_urls in proptest::collection::vec(".{0,50}", 0..5),
+        (version, cluster_version) in (".{0,20}", ".{0,20}"), peer_urls in proptest::collection::vec(".{0,50}", 0..5),
     ) {
-        let hello = Hello { purpose: 1, cluster_id, from, to, version, peer_urls, incarnation: 3, sequence };
+        let hello = Hello { purpose: 1, cluster_id, from, to, version, peer_urls, incarnation: 3, sequence, cluster_version };
         let bytes = crate::peer::frame::message_frame(&hello);
         let (frames, _) = read_all(&bytes, HANDSHAKE_BYTES_MAX);
         prop_assert_eq!(Hello::decode(frames[0].clone()).expect("a Hello"), hello);

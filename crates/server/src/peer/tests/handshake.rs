@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use api::limits::ETCD_CLUSTER_VERSION;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
-use super::harness::{CLUSTER, Member, identity, member, member_with, quick, until};
+use super::harness::{CLUSTER, Member, identity, member, member_with, quick, until, url};
 use crate::peer::frame::{cut_frame, message_frame};
 use crate::peer::wire::{Answer, Hello, MAGIC, VERSION, decode_close, kind};
-use crate::peer::{Purpose, RefuseReason, Settings, Tls};
+use crate::peer::{CallError, Purpose, RefuseReason, Settings, Tls, call_url};
 
 fn hello(purpose: Purpose) -> Hello {
     Hello {
@@ -22,6 +23,7 @@ fn hello(purpose: Purpose) -> Hello {
         peer_urls: vec!["http://a:1".to_owned()],
         incarnation: 77,
         sequence: 5,
+        cluster_version: ETCD_CLUSTER_VERSION.to_owned(),
     }
 }
 
@@ -131,6 +133,74 @@ async fn each_refusal_has_its_reason() {
         ..good()
     };
     assert_eq!(refusal(&two, VERSION, &joiner).await, None);
+}
+
+/// Our cluster version with so much more in its minor number.
+fn cluster_version(later: i64) -> String {
+    let mut parts = ETCD_CLUSTER_VERSION.split('.');
+    let (major, minor) = (parts.next().expect("a major"), parts.next().expect("a minor"));
+    let minor: i64 = minor.parse().expect("a number");
+    format!("{major}.{}.0", minor + later)
+}
+
+#[tokio::test]
+async fn releases_that_are_too_far_apart_are_refused() {
+    let two = member(2).await;
+    let of = |cluster_version: String, sequence| Hello {
+        cluster_version,
+        sequence,
+        ..hello(Purpose::Raft)
+    };
+    for (sequence, near) in (10..).zip([cluster_version(-1), cluster_version(1), String::new()]) {
+        assert_eq!(
+            refusal(&two, VERSION, &of(near.clone(), sequence)).await,
+            None,
+            "{near}"
+        );
+    }
+    for far in [cluster_version(-2), cluster_version(2), "x".to_owned()] {
+        let reason = refusal(&two, VERSION, &of(far.clone(), 20)).await;
+        assert_eq!(reason, Some(RefuseReason::Incompatible), "{far}");
+        // A joiner, likewise.
+        let joiner = Hello {
+            purpose: Purpose::Call.code(),
+            cluster_id: 0,
+            from: 0,
+            to: 0,
+            ..of(far.clone(), 0)
+        };
+        let (_, answer) = introduce(&two, VERSION, &joiner).await;
+        let text = answer.refused.expect("a refusal").text;
+        assert!(text.contains("incompatible with current running cluster"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_takes_us_may_still_be_too_far_apart() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = url(&format!("http://{}", listener.local_addr().expect("an address")));
+    let other = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut preface = [0; MAGIC.len() + 1];
+        stream.read_exact(&mut preface).await.expect("a preface");
+        let hello = Hello::decode(read_frame(&mut stream).await.expect("a frame")).expect("a Hello");
+        let answer = Answer {
+            refused: None,
+            cluster_id: CLUSTER,
+            member_id: 2,
+            version: "test".to_owned(),
+            cluster_version: cluster_version(2),
+        };
+        stream.write_all(&message_frame(&answer)).await.expect("written");
+        hello.cluster_version
+    });
+    let echo = Bytes::from_static(b"echo");
+    let answer = call_url(&quick(), &Tls::default(), &at, 0, "test", echo, Duration::from_secs(10)).await;
+    assert!(
+        matches!(&answer, Err(CallError::Refused(refusal)) if refusal.reason == RefuseReason::Incompatible),
+        "{answer:?}"
+    );
+    assert_eq!(other.await.expect("the other"), ETCD_CLUSTER_VERSION);
 }
 
 #[tokio::test]
