@@ -371,8 +371,11 @@ class Runner:
         """A watcher that certainly runs before the next command: `watch -i`, asked for progress until it tells some."""
         for server in servers:
             v = state[server]
-            v.watchers[step.name] = watcher = Watcher(self.argv(server, "watch -i"), self.env, True)
-            watcher.tell(v.fill(step.args))
+            # Who asks is the program's business, not the watch's.
+            args, user = re.subn(r" --user (\S+)", "", step.args), re.search(r" --user \S+", step.args)
+            command = "watch -i" + (user[0] if user else "")
+            v.watchers[step.name] = watcher = Watcher(self.argv(server, command), self.env, True)
+            watcher.tell(v.fill(args[0]))
         deadline = time.monotonic() + WATCH_START_S
         waiting = list(servers)
         while waiting and time.monotonic() < deadline:
