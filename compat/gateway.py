@@ -26,7 +26,7 @@ import harness
 ANSWER_S = 10.0
 QUIET_S = 1.0
 # Requests under way at a time, of those that are sent side by side.
-ASIDE_MAX = 24
+ASIDE_MAX = 96
 HEADERS = (
     "content-type", "grpc-metadata-content-type", "access-control-allow-origin", "access-control-allow-methods",
     "access-control-allow-headers", "www-authenticate", "location", "allow", "x-content-type-options",
@@ -41,11 +41,14 @@ def b64(text):
 
 
 class Request:
-    """One request. A stream is read until it has given so many lines, or is quiet for QUIET_S."""
+    """One request. A stream is read until it has given so many lines, or is quiet for QUIET_S; unordered ones are
+    compared in any order."""
 
-    def __init__(self, path, body="", method="POST", headers=None, lines=None, raw=None, websocket=None, skip_body=False):
+    def __init__(self, path, body="", method="POST", headers=None, lines=None, raw=None, websocket=None, skip_body=False,
+                 unordered=False):
         self.path, self.body, self.method, self.headers = path, body, method, headers or {}
         self.lines, self.raw, self.websocket, self.skip_body = lines, raw, websocket, skip_body
+        self.unordered = unordered
 
     def __str__(self):
         body = self.raw if self.raw is not None else self.websocket or self.body
@@ -82,7 +85,7 @@ def send(server, request):
                 lines.append(normal(line.decode("utf-8", "replace")))
         except (TimeoutError, socket.timeout):
             lines.append("<quiet>")
-        return [response.status, kept] + lines
+        return [response.status, kept] + (sorted(lines) if request.unordered else lines)
     except (OSError, http.client.HTTPException) as error:
         return [type(error).__name__]
     finally:
@@ -285,7 +288,7 @@ def watch_requests():
                  {"start_revision": 99}):
         yield post("watch", {"create_request": dict(create, **more)}, lines=4)
     yield post("watch", '{"create_request":{"key":"YQ=="}}{"create_request":{"key":"YQ=="}}{"cancel_request":{"watch_id":1}}'
-               '{"progress_request":{}}', lines=6)
+               '{"progress_request":{}}', lines=6, unordered=True)
     yield post("watch", '{"create_request":{"watch_id":5}}{"create_request":{"watch_id":5}}', lines=3)
     yield post("watch", '{"create_request":{"key":"YQ=="}} garbage', lines=2)
     yield post("watch", '{"create_request":{},"cancel_request":{}}', lines=2)
@@ -307,6 +310,8 @@ def locks():
     yield post("lock/lock", {"name": b64("l"), "lease": 7})
     yield post("lock/lock", {"name": b64("l"), "lease": -7})
     yield post("lock/lock", {"name": b64("l"), "lease": 6}, headers={"Grpc-Timeout": "300m"})
+    # The key of who gave up goes a moment later.
+    yield 0.5
     yield post("kv/range", {"key": b64("l/"), "range_end": b64("l0")})
     yield post("lock/unlock", {"key": b64("l/5")})
     yield post("lock/unlock", {"key": b64("l/5")})
@@ -429,11 +434,14 @@ GROUPS = [
 
 
 def compare(group, requests, verbose):
-    """Sends the requests to all servers at once, one after another (those in a list side by side), and prints where
-    answers differ. Returns how many were sent, and how many differ."""
+    """Sends the requests to all servers at once, one after another (those in a list side by side; a number is
+    a pause in seconds), and prints where answers differ. Returns how many were sent, and how many differ."""
     sent = different = 0
     with concurrent.futures.ThreadPoolExecutor(ASIDE_MAX) as pool:
         for aside in requests:
+            if isinstance(aside, float):
+                time.sleep(aside)
+                continue
             aside = aside if isinstance(aside, list) else [aside]
             asked = [(request, [pool.submit(send, server, request) for server in group]) for request in aside]
             for request, answers in asked:

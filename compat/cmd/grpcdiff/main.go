@@ -100,11 +100,12 @@ func compare(g group, servers urls, verbose, exactIDs bool) int {
 	timer.Stop()
 
 	reference := sessions[0].records
-	others := make([]map[string]string, len(sessions))
+	others := make([]map[string]record, len(sessions))
 	for i, t := range sessions {
 		others[i] = numbered(t.records)
 	}
 	different := 0
+	meant := map[string]int{}
 	count := map[string]int{}
 	for _, want := range reference {
 		if verbose {
@@ -116,7 +117,11 @@ func compare(g group, servers urls, verbose, exactIDs bool) int {
 		for i, t := range sessions[1:] {
 			got, ok := others[i+1][key]
 			delete(others[i+1], key)
-			if ok && got == want.answer {
+			if ok && got.answer == want.answer {
+				continue
+			}
+			if want.meant != "" {
+				meant[want.meant]++
 				continue
 			}
 			if !wrong {
@@ -124,7 +129,7 @@ func compare(g group, servers urls, verbose, exactIDs bool) int {
 				wrong = true
 			}
 			if ok {
-				fmt.Printf("    %s: %s\n", t.label, around(want.answer, got))
+				fmt.Printf("    %s: %s\n", t.label, around(want.answer, got.answer))
 			} else {
 				fmt.Printf("    %s: nothing\n", t.label)
 			}
@@ -135,10 +140,18 @@ func compare(g group, servers urls, verbose, exactIDs bool) int {
 	}
 	for i, t := range sessions[1:] {
 		for _, key := range sorted(others[i+1]) {
+			got := others[i+1][key]
+			if got.meant != "" {
+				meant[got.meant]++
+				continue
+			}
 			request, _, _ := strings.Cut(key, "\x00")
-			fmt.Printf("  differs: %s\n    %s: nothing\n    %s: %s\n", cut(request), sessions[0].label, t.label, cut(others[i+1][key]))
+			fmt.Printf("  differs: %s\n    %s: nothing\n    %s: %s\n", cut(request), sessions[0].label, t.label, cut(got.answer))
 			different++
 		}
+	}
+	for _, reason := range sorted(meant) {
+		fmt.Printf("  meant, %d answers: %s\n", meant[reason], reason)
 	}
 	verdict := "equal   "
 	if different > 0 {
@@ -153,11 +166,11 @@ func compare(g group, servers urls, verbose, exactIDs bool) int {
 
 // numbered gives the answers by request, the first, second and so on of equal ones apart. So a response too many or
 // too few is one difference, and not one for everything after it.
-func numbered(records []record) map[string]string {
-	answers, count := map[string]string{}, map[string]int{}
+func numbered(records []record) map[string]record {
+	answers, count := map[string]record{}, map[string]int{}
 	for _, r := range records {
 		count[r.request]++
-		answers[nth(r.request, count[r.request])] = r.answer
+		answers[nth(r.request, count[r.request])] = r
 	}
 	return answers
 }

@@ -113,7 +113,8 @@ func grpcErrors(t *session) {
 	// A txn's oneof given twice: the last one counts.
 	t.raw("/etcdserverpb.KV/Txn", []byte{0x12, 0x0c, 0x12, 0x03, 0x0a, 0x01, 'a', 0x0a, 0x05, 0x0a, 0x01, 'b', 0x12, 0x00}, &pb.TxnResponse{})
 	// Damaged messages are refused; the text after the code is the codec's own.
-	for _, bad := range [][]byte{{0x0a}, {0x0a, 0x05, 'a'}, {0xff}, {0x00}, {0x08, 0x01}, {0x0b}, {0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}} {
+	damaged := [][]byte{{0x0a}, {0x0a, 0x05, 'a'}, {0xff}, {0x00}, {0x0b}, {0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01}}
+	try := func(bad []byte) {
 		ctx, cancel := context.WithTimeout(context.Background(), callMax)
 		var reply []byte
 		err := t.conn.Invoke(ctx, rangeMethod, &bad, &reply, grpc.ForceCodec(bytesCodec{}))
@@ -124,6 +125,10 @@ func grpcErrors(t *session) {
 		}
 		t.record(fmt.Sprintf("%s %x", rangeMethod, bad), code)
 	}
+	for _, bad := range damaged {
+		try(bad)
+	}
+	t.differs("a known field in a wrong wire type", func() { try([]byte{0x08, 0x01}) })
 	// A call that comes with its deadline already over, and one that is given up.
 	ctx, cancel := context.WithTimeout(metadata.NewOutgoingContext(context.Background(), metadata.MD{}), 0)
 	_, err = t.kv.Range(ctx, &pb.RangeRequest{Key: b("a")})

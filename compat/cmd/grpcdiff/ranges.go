@@ -6,6 +6,7 @@ import (
 	"math"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
 func init() {
@@ -139,22 +140,31 @@ func rangeCompacted(t *session) {
 	t.get(&pb.RangeRequest{Key: zero, RangeEnd: zero, Revision: 7})
 }
 
-// stream does one RangeStream and records every message of it, kvs beyond a few by their number, ends and hash.
-func (t *session) stream(r *pb.RangeRequest) {
+// streamWhole does one RangeStream whose parts are cut in another way, and records what they come to together.
+func (t *session) streamWhole(reason string, r *pb.RangeRequest) {
+	all := &pb.RangeResponse{}
+	t.differs(reason, func() { all.Kvs = t.stream(r) })
+	t.record("RangeStream "+t.clean.text(r)+": together", fmt.Sprintf("%d kvs, hash %s", len(all.Kvs), hashOf(t.clean.text(all))))
+}
+
+// stream does one RangeStream and records every message of it, kvs beyond a few by their number, ends and hash. It
+// returns all of them.
+func (t *session) stream(r *pb.RangeRequest) (all []*mvccpb.KeyValue) {
 	ctx, cancel := context.WithTimeout(context.Background(), callMax)
 	defer cancel()
 	name := "RangeStream " + t.clean.text(r)
 	s, err := t.kv.RangeStream(ctx, r)
 	if err != nil {
 		t.record(name, t.errorText(err))
-		return
+		return nil
 	}
 	for i := 0; ; i++ {
 		m, err := s.Recv()
 		if err != nil {
 			t.record(fmt.Sprintf("%s: message %d", name, i), t.errorText(err))
-			return
+			return all
 		}
+		all = append(all, m.GetRangeResponse().GetKvs()...)
 		text := ""
 		if kvs := m.GetRangeResponse().GetKvs(); len(kvs) > 3 {
 			text = fmt.Sprintf("%d kvs, %s to %s, hash %s: ", len(kvs), kvs[0].Key, kvs[len(kvs)-1].Key, hashOf(t.clean.text(m)))
@@ -168,7 +178,8 @@ func rangeStream(t *session) {
 	t.stream(&pb.RangeRequest{Key: zero, RangeEnd: zero})
 	t.fill("k", 1000, b("value"))
 	t.set("a=1", "b=2", "c=3")
-	for _, limit := range []int64{-1, 0, 1, 2, 9, 10, 11, 29, 30, 31, 1003, 1004} {
+	t.streamWhole("a negative limit", &pb.RangeRequest{Key: zero, RangeEnd: zero, Limit: -1})
+	for _, limit := range []int64{0, 1, 2, 9, 10, 11, 29, 30, 31, 1003, 1004} {
 		t.stream(&pb.RangeRequest{Key: zero, RangeEnd: zero, Limit: limit})
 	}
 	t.stream(&pb.RangeRequest{Key: zero, RangeEnd: zero, KeysOnly: true})
@@ -217,9 +228,10 @@ func rangeStreamSmall(t *session) {
 		}
 		t.put(&pb.PutRequest{Key: fmt.Appendf(nil, "k%03d", i), Value: value})
 	}
-	t.stream(&pb.RangeRequest{Key: zero, RangeEnd: zero})
-	t.stream(&pb.RangeRequest{Key: zero, RangeEnd: zero, Limit: 55})
-	t.stream(&pb.RangeRequest{Key: b("k040"), RangeEnd: b("k060")})
+	const parts = "parts of at most twice the limit of requests"
+	t.streamWhole(parts, &pb.RangeRequest{Key: zero, RangeEnd: zero})
+	t.streamWhole(parts, &pb.RangeRequest{Key: zero, RangeEnd: zero, Limit: 55})
+	t.streamWhole(parts, &pb.RangeRequest{Key: b("k040"), RangeEnd: b("k060")})
 	t.stream(&pb.RangeRequest{Key: zero, RangeEnd: zero, KeysOnly: true})
 }
 

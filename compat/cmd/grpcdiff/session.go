@@ -26,7 +26,8 @@ const (
 	quietFor = 500 * time.Millisecond
 )
 
-type record struct{ request, answer string }
+// meant says why the answer may be another one, if it may: these differences are listed in README.md.
+type record struct{ request, answer, meant string }
 
 // session is one server's side of the comparison: its clients, and what was asked and answered so far.
 type session struct {
@@ -41,6 +42,7 @@ type session struct {
 	http       *http.Client
 	records    []record
 	clean      *cleaner
+	meant      string
 }
 
 func newSession(label, url string, exactIDs bool) (*session, error) {
@@ -63,7 +65,14 @@ func newSession(label, url string, exactIDs bool) (*session, error) {
 func (t *session) close() { t.conn.Close() }
 
 func (t *session) record(request, answer string) {
-	t.records = append(t.records, record{request, answer})
+	t.records = append(t.records, record{request, answer, t.meant})
+}
+
+// differs lets what f records differ, for a reason.
+func (t *session) differs(reason string, f func()) {
+	t.meant = reason
+	f()
+	t.meant = ""
 }
 
 // answer is a reply or an error as text, without what may differ between servers that behave alike.
