@@ -25,7 +25,6 @@ mod lease;
 mod lock;
 mod maintenance;
 mod peer_urls;
-mod queue;
 mod reflection;
 mod slow;
 mod status;

@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod gateway;
 mod h2_server;
 pub mod http;
+mod line;
 pub mod observer;
 pub mod proto;
 pub mod rest;

@@ -10,7 +10,8 @@ use futures::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
 use super::for_client;
-use super::queue::{self, status};
+use super::lock::{session, status, wait_status};
+use crate::line::{self, Attempt, Line};
 use crate::proto::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
     ResignRequest, ResignResponse, election_server,
@@ -33,7 +34,7 @@ impl<S: Store> election_server::Election for Election<S> {
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
         let store = for_client(&self.0, &request).into_owned();
         let CampaignRequest { name, lease, value } = request.into_inner();
-        let lease = queue::session(&store, lease).await?;
+        let lease = session(&store, lease).await?;
         campaign(&store, name, lease, value).await.map(Response::new)
     }
 
@@ -41,15 +42,15 @@ impl<S: Store> election_server::Election for Election<S> {
         let store = for_client(&self.0, &request).into_owned();
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or_else(missing_leader)?;
-        let lease = queue::session(&store, leader.lease).await?;
+        let lease = session(&store, leader.lease).await?;
         let header = proclaim(&store, &leader.key, leader.rev, lease, value).await?;
         Ok(Response::new(ProclaimResponse { header }))
     }
 
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
         let store = for_client(&self.0, &request).into_owned();
-        let prefix = queue::prefix(&request.into_inner().name);
-        let found = store.range(queue::first_created(&prefix)).await.map_err(status)?;
+        let line = Line::new(&request.into_inner().name);
+        let found = store.range(line.first()).await.map_err(status)?;
         match found.kvs.into_iter().next() {
             Some(kv) => Ok(Response::new(LeaderResponse {
                 header: found.header,
@@ -64,10 +65,9 @@ impl<S: Store> election_server::Election for Election<S> {
         request: Request<LeaderRequest>,
     ) -> Result<Response<BoxStream<'static, Result<LeaderResponse, Status>>>, Status> {
         let store = for_client(&self.0, &request).into_owned();
-        let prefix = queue::prefix(&request.into_inner().name);
         let observer = Observer {
             store,
-            prefix,
+            line: Line::new(&request.into_inner().name),
             leader: None,
         };
         Ok(Response::new(Box::pin(stream::try_unfold(observer, Observer::next))))
@@ -77,7 +77,8 @@ impl<S: Store> election_server::Election for Election<S> {
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
         let store = for_client(&self.0, &request).into_owned();
         let leader = request.into_inner().leader.ok_or_else(missing_leader)?;
-        let resigned = queue::txn(&store, queue::resignation(&leader.key, leader.rev)).await?;
+        let resignation = line::resignation(&leader.key, leader.rev);
+        let resigned = line::txn(&store, resignation).await.map_err(status)?;
         Ok(Response::new(ResignResponse {
             header: resigned.header,
         }))
@@ -85,31 +86,33 @@ impl<S: Store> election_server::Election for Election<S> {
 }
 
 async fn campaign<S: Store>(store: &S, name: Bytes, lease: LeaseId, value: Bytes) -> Result<CampaignResponse, Status> {
-    let prefix = queue::prefix(&name);
-    let key = queue::key(&prefix, lease);
-    let joined = queue::txn(
+    let line = Line::new(&name);
+    let key = line.key(lease);
+    let joined = line::txn(
         store,
         TxnRequest {
-            compare: vec![queue::created_at(&key, 0)],
-            success: vec![queue::put_op(&key, value.clone(), lease)],
+            compare: vec![line::created_at(&key, 0)],
+            success: vec![line::put_op(&key, value.clone(), lease)],
             // Whoever has the lease may be in line, or lead, already.
-            failure: vec![queue::range_op(queue::get(&key))],
+            failure: vec![line::range_op(line::get(&key))],
         },
     )
-    .await?;
-    let known = queue::found(joined.responses.first()).first();
+    .await
+    .map_err(status)?;
+    let known = line::found(joined.responses.first()).first();
     let revision = match known {
         Some(kv) => kv.create_revision,
-        None => queue::revision(joined.header.as_ref()),
+        None => line::revision(joined.header.as_ref()),
     };
-    let leave = queue::Leave::new(store, &key, revision);
+    let mut attempt = Attempt::new(store);
+    attempt.has_joined(&key, revision);
     if known.is_some_and(|kv| kv.value != value) {
         proclaim(store, &key, revision, lease, value).await?;
     }
-    queue::wait(store, &prefix, revision - 1).await?;
+    line.wait(store, revision).await.map_err(wait_status)?;
     // The lease may have ended meanwhile. etcd does not look, and tells a client that it leads when it does not.
-    let own = store.range(queue::get(&key)).await.map_err(status)?;
-    leave.forget();
+    let own = store.range(line::get(&key)).await.map_err(status)?;
+    attempt.keep();
     if own.kvs.first().is_none_or(|kv| kv.create_revision != revision) {
         return Err(not_leader());
     }
@@ -132,11 +135,11 @@ async fn proclaim<S: Store>(
     value: Bytes,
 ) -> Result<Option<ResponseHeader>, Status> {
     let request = TxnRequest {
-        compare: vec![queue::created_at(key, revision)],
-        success: vec![queue::put_op(key, value, lease)],
+        compare: vec![line::created_at(key, revision)],
+        success: vec![line::put_op(key, value, lease)],
         failure: Vec::new(),
     };
-    let proclaimed = queue::txn(store, request).await?;
+    let proclaimed = line::txn(store, request).await.map_err(status)?;
     match proclaimed.succeeded {
         true => Ok(proclaimed.header),
         false => Err(not_leader()),
@@ -146,13 +149,13 @@ async fn proclaim<S: Store>(
 /// Someone who is told of every leader, and of what it proclaims; who reads slowly may miss some, and never the newest.
 struct Observer<S: Store> {
     store: S,
-    prefix: Bytes,
+    line: Line,
     /// The leader who was told of last.
     leader: Option<Leader<S::Watch>>,
 }
 
 struct Leader<W> {
-    watch: queue::Watch<W>,
+    watch: line::Watch<W>,
     /// What it did since, as far as it is read.
     events: Arc<Events>,
     /// How many of those were told of.
@@ -176,22 +179,19 @@ impl<S: Store> Observer<S> {
     /// Waits for a leader, and begins to watch it.
     async fn elect(&mut self) -> Result<LeaderResponse, Status> {
         let (header, kv) = loop {
-            let found = self
-                .store
-                .range(queue::first_created(&self.prefix))
-                .await
-                .map_err(status)?;
+            let found = self.store.range(self.line.first()).await.map_err(status)?;
             let header = found.header.unwrap_or_else(|| self.store.header());
             if let Some(kv) = found.kvs.into_iter().next() {
                 break (header, kv);
             }
-            if let Some(kv) = first_put(&self.store, &self.prefix, header.revision).await? {
+            if let Some(kv) = first_put(&self.store, &self.line, header.revision).await? {
                 let revision = kv.mod_revision;
                 break (ResponseHeader { revision, ..header }, kv);
             }
         };
+        let watch = line::Watch::of_key(&self.store, &kv.key, header.revision + 1).await;
         self.leader = Some(Leader {
-            watch: queue::Watch::new(&self.store, &kv.key, None, header.revision + 1).await?,
+            watch: watch.map_err(wait_status)?,
             events: Events::new(Vec::new()),
             told: 0,
         });
@@ -202,9 +202,9 @@ impl<S: Store> Observer<S> {
     }
 }
 
-/// The first key that is put under a prefix; `None` if that history was compacted away.
-async fn first_put<S: Store>(store: &S, prefix: &Bytes, start_revision: Revision) -> Result<Option<KeyValue>, Status> {
-    let mut watch = queue::Watch::new(store, prefix, Some(prefix), start_revision).await?;
+/// The first key that is put in a line; `None` if that history was compacted away.
+async fn first_put<S: Store>(store: &S, line: &Line, start_revision: Revision) -> Result<Option<KeyValue>, Status> {
+    let mut watch = line.watch(store, start_revision).await.map_err(wait_status)?;
     while let Some(events) = watch.next().await {
         let put = events.iter().find(|event| event.r#type() == EventType::Put);
         if let Some(kv) = put.and_then(|event| event.kv.clone()) {

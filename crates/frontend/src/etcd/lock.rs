@@ -1,13 +1,39 @@
 //! The Lock service.
 
-use api::kv::{DeleteRangeRequest, TxnRequest};
+use api::kv::{DeleteRangeRequest, LeaseGrantRequest};
 use api::{LeaseId, Store};
-use bytes::Bytes;
 use tonic::{Request, Response, Status};
 
 use super::for_client;
-use super::queue::{self, status};
+use crate::line::{self, Attempt, Line, WaitError};
 use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse, lock_server};
+
+/// The status of an error of the store. etcd's services for locks and elections are clients of their own server, and
+/// the codes that it answers them with get lost on the way.
+pub(super) fn status(error: api::Error) -> Status {
+    Status::unknown(error.message())
+}
+
+/// The same for waiting in line.
+pub(super) fn wait_status(error: WaitError) -> Status {
+    match error {
+        WaitError::Store(error) => status(error),
+        WaitError::Watch(error) => Status::unknown(error.to_string()),
+    }
+}
+
+/// The lease of a contender, or a new one if it brings none.
+pub(super) async fn session<S: Store>(store: &S, lease: LeaseId) -> Result<LeaseId, Status> {
+    if lease != 0 {
+        return Ok(lease);
+    }
+    let request = LeaseGrantRequest {
+        ttl: line::SESSION_TTL_S,
+        id: 0,
+    };
+    let granted = store.lease_grant(request).await.map_err(status)?;
+    Ok(granted.id)
+}
 
 /// Answers Lock calls from a store.
 pub(super) struct Lock<S>(pub(super) S);
@@ -18,8 +44,8 @@ impl<S: Store> lock_server::Lock for Lock<S> {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
         let store = for_client(&self.0, &request).into_owned();
         let LockRequest { name, lease } = request.into_inner();
-        let lease = queue::session(&store, lease).await?;
-        lock(&store, &queue::prefix(&name), lease).await.map(Response::new)
+        let lease = session(&store, lease).await?;
+        lock(&store, &Line::new(&name), lease).await.map(Response::new)
     }
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
@@ -34,37 +60,22 @@ impl<S: Store> lock_server::Lock for Lock<S> {
     }
 }
 
-async fn lock<S: Store>(store: &S, prefix: &Bytes, lease: LeaseId) -> Result<LockResponse, Status> {
-    let key = queue::key(prefix, lease);
-    let owner = queue::range_op(queue::first_created(prefix));
-    let joined = queue::txn(
-        store,
-        TxnRequest {
-            compare: vec![queue::created_at(&key, 0)],
-            success: vec![queue::put_op(&key, Bytes::new(), lease), owner.clone()],
-            // Whoever has the lease may be in line, or have the lock, already.
-            failure: vec![queue::range_op(queue::get(&key)), owner],
-        },
-    )
-    .await?;
-    let own_revision = match joined.succeeded {
-        true => queue::revision(joined.header.as_ref()),
-        false => queue::found(joined.responses.first())
-            .first()
-            .map_or(0, |kv| kv.create_revision),
-    };
-    let owner = queue::found(joined.responses.get(1)).first();
-    if owner.is_none_or(|owner| owner.create_revision == own_revision) {
+async fn lock<S: Store>(store: &S, line: &Line, lease: LeaseId) -> Result<LockResponse, Status> {
+    let key = line.key(lease);
+    // Whoever has the lease may be in line, or have the lock, already.
+    let joined = line.join(store, &key, lease).await.map_err(status)?;
+    if joined.is_first {
         return Ok(LockResponse {
             header: joined.header,
             key,
         });
     }
-    let leave = queue::Leave::new(store, &key, own_revision);
-    queue::wait(store, prefix, own_revision - 1).await?;
+    let mut attempt = Attempt::new(store);
+    attempt.has_joined(&key, joined.revision);
+    line.wait(store, joined.revision).await.map_err(wait_status)?;
     // The lease may have ended meanwhile.
-    let own = store.range(queue::get(&key)).await.map_err(status)?;
-    leave.forget();
+    let own = store.range(line::get(&key)).await.map_err(status)?;
+    attempt.keep();
     if own.kvs.is_empty() {
         return Err(Status::unknown("mutex: session is expired"));
     }
