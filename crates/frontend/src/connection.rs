@@ -37,9 +37,10 @@ pub struct ConnectionSettings {
     pub keepalive_interval: Option<Duration>,
     /// How long it may take to answer (`--grpc-keepalive-timeout`).
     pub keepalive_timeout: Duration,
-    /// How long an HTTP/1.x client may take nothing of an answer that waits for it, before its connection is closed.
-    /// Over HTTP/2, where one stream's client may be slow and another's not, streams look after themselves.
-    pub http1_stall_timeout: Duration,
+    /// How long an HTTP client may take nothing of an answer that waits for it. Then its connection is closed, or over
+    /// HTTP/2, where it may well take other answers, its stream. Streams of gRPC may wait as long as they like, as in
+    /// etcd: what waits for them is bounded.
+    pub http_stall_timeout: Duration,
 }
 
 impl Default for ConnectionSettings {
@@ -48,7 +49,7 @@ impl Default for ConnectionSettings {
             streams_max: u32::MAX,
             keepalive_interval: Some(Duration::from_secs(2 * 60 * 60)),
             keepalive_timeout: Duration::from_secs(20),
-            http1_stall_timeout: Duration::from_secs(30),
+            http_stall_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -85,7 +86,7 @@ where
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HTTP1_HEADERS_TIMEOUT);
-    let io = StallGuard::new(io, settings.http1_stall_timeout);
+    let io = StallGuard::new(io, settings.http_stall_timeout);
     let connection = builder.serve_connection(TokioIo::new(io), frontend);
     let mut connection = pin!(connection.with_upgrades());
     tokio::select! {

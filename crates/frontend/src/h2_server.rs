@@ -15,6 +15,7 @@ mod keepalive;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use api::Store;
 use bytes::Bytes;
@@ -70,6 +71,7 @@ where
         gate,
         inline: Inline::new(frontend.clone()),
         frontend,
+        stall_timeout: settings.http_stall_timeout,
         keepalive,
         timed_out: false,
     };
@@ -90,6 +92,7 @@ struct Driver<S: Store, I> {
     gate: Gate,
     inline: Inline<S>,
     frontend: Frontend<S>,
+    stall_timeout: Duration,
     keepalive: Option<KeepAlive>,
     timed_out: bool,
 }
@@ -152,7 +155,7 @@ where
         }
         match inline::method_of(&request) {
             Some(method) if self.frontend.takes_grpc() => self.inline.begin(method, request, reply),
-            _ => bridge::begin(&self.frontend, request, reply),
+            _ => bridge::begin(&self.frontend, request, reply, self.stall_timeout),
         }
     }
 }

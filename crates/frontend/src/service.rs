@@ -244,7 +244,8 @@ impl<S: Store> Frontend<S> {
         self.show(&request);
         let traffic = self.listener.traffic;
         if matches!(traffic, Traffic::Http | Traffic::Metrics | Traffic::Rest)
-            || traffic == Traffic::Both && !is_grpc(&request)
+            // A value may be of any type, gRPC's too.
+            || traffic == Traffic::Both && (!is_grpc(&request) || rest::owns(request.uri().path()))
         {
             let request = request.map(axum::body::Body::new);
             return ResponseFuture(State::Http(Box::pin(http_api::serve(self.clone(), request))));

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use api::Store;
 use bytes::Bytes;
@@ -26,11 +26,17 @@ const CONNECTION_HEADERS: [HeaderName; 6] = [
     UPGRADE,
 ];
 
-/// Answers a request in a task of its own. It ends with its connection, or when its client gives the request up.
-pub(super) fn begin<S: Store>(frontend: &Frontend<S>, request: Request<RecvStream>, reply: SendResponse<Bytes>) {
+/// Answers a request in a task of its own. It ends with its connection, or when its client gives the request up or, over
+/// plain HTTP, takes nothing of the answer for too long.
+pub(super) fn begin<S: Store>(
+    frontend: &Frontend<S>,
+    request: Request<RecvStream>,
+    reply: SendResponse<Bytes>,
+    stall_timeout: Duration,
+) {
     let frontend = frontend.clone();
     tokio::spawn(async move {
-        if let Err(error) = answer(&frontend, request, reply).await {
+        if let Err(error) = answer(&frontend, request, reply, stall_timeout).await {
             tracing::debug!(%error, "a stream ended early");
         }
     });
@@ -40,6 +46,7 @@ async fn answer<S: Store>(
     frontend: &Frontend<S>,
     request: Request<RecvStream>,
     mut reply: SendResponse<Bytes>,
+    stall_timeout: Duration,
 ) -> Result<(), BoxError> {
     let grpc = is_grpc(&request);
     let length = content_length(request.headers());
@@ -71,15 +78,23 @@ async fn answer<S: Store>(
         head.headers.entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
     let stream = reply.send_response(http::Response::from_parts(head, ()), ended)?;
-    if ended { Ok(()) } else { send(body, stream).await }
+    if ended {
+        return Ok(());
+    }
+    send(body, stream, (!grpc).then_some(stall_timeout)).await
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Sends a body, a piece whenever there is room for some of it.
-async fn send(body: ResponseBody, mut stream: SendStream<Bytes>) -> Result<(), BoxError> {
+/// Sends a body, a piece whenever there is room for some of it. With a `stall_timeout` no more than there is room for, so
+/// that it shows when a client takes nothing.
+async fn send(
+    body: ResponseBody,
+    mut stream: SendStream<Bytes>,
+    stall_timeout: Option<Duration>,
+) -> Result<(), BoxError> {
     let mut body = pin!(body);
     loop {
         let frame = poll_fn(|context| {
@@ -99,7 +114,7 @@ async fn send(body: ResponseBody, mut stream: SendStream<Bytes>) -> Result<(), B
                 return Ok(());
             }
         };
-        let data = match frame.into_data() {
+        let mut data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
                 if let Ok(trailers) = frame.into_trailers() {
@@ -109,7 +124,23 @@ async fn send(body: ResponseBody, mut stream: SendStream<Bytes>) -> Result<(), B
                 continue;
             }
         };
-        if !data.is_empty() {
+        if let Some(timeout) = stall_timeout {
+            while !data.is_empty() {
+                stream.reserve_capacity(data.len());
+                let waited = tokio::time::timeout(timeout, poll_fn(|context| room(&mut stream, context))).await;
+                let Ok(waited) = waited else {
+                    stream.send_reset(Reason::CANCEL);
+                    return Err("the client takes nothing of its answer".into());
+                };
+                waited?;
+                let some = data.split_to(data.len().min(stream.capacity()));
+                if data.is_empty() {
+                    data = some;
+                    break;
+                }
+                stream.send_data(some, false)?;
+            }
+        } else if !data.is_empty() {
             // One byte's worth of the client's window says that it reads; more would keep it from other streams.
             stream.reserve_capacity(1);
             poll_fn(|context| room(&mut stream, context)).await?;

@@ -130,7 +130,7 @@ pub(super) struct ListBody<'a> {
     /// Whether there are more keys than `limit` let through.
     more: bool,
     /// Where the following page is, at the same revision. Not there after the last page, nor with a `sort` that is not
-    /// by key.
+    /// by key, nor behind a key that is too long for a URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }

@@ -24,6 +24,12 @@ const PAGE_KEYS: usize = 500;
 /// How many bytes of keys and values are read at once; one key may exceed it.
 const PAGE_BYTES: usize = 1 << 20;
 
+/// The longest `next`, in bytes: a longer one, behind a key of tens of kilobytes, could not be asked for.
+const NEXT_BYTES_MAX: usize = 32 << 10;
+
+/// The longest one that the header has as well: many clients refuse an answer that has more in it.
+const LINK_BYTES_MAX: usize = 4 << 10;
+
 /// How large a piece of the body gets before it is sent, in bytes, one key exceeding it.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -69,8 +75,8 @@ async fn count<S: Store>(store: &S, range: RangeRequest) -> Result<Response, Pro
     }))
 }
 
-/// Where the following page is.
-fn next_link(parameters: &Parameters, revision: Revision, begin: Begin<'_>) -> String {
+/// Where the following page is; `None` if that is longer than it may be.
+fn next_link(parameters: &Parameters, revision: Revision, begin: Begin<'_>) -> Option<String> {
     let mut link = format!("{BASE}/kv?revision={revision}");
     let mut add = |name: &str, value: &str| {
         link.push('&');
@@ -104,7 +110,15 @@ fn next_link(parameters: &Parameters, revision: Revision, begin: Begin<'_>) -> S
             add(name, choice);
         }
     }
-    link
+    Some(link).filter(|link| link.len() <= NEXT_BYTES_MAX)
+}
+
+/// Says in a list's header where the following page is.
+fn set_link(response: &mut Response, next: Option<&str>) {
+    let next = next.filter(|next| next.len() <= LINK_BYTES_MAX);
+    if let Some(value) = next.and_then(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")).ok()) {
+        response.headers_mut().insert(LINK, value);
+    }
 }
 
 enum Begin<'a> {
@@ -206,7 +220,7 @@ async fn in_key_order<S: Store>(
         pieces.push(piece);
     }
     let link = match listing.done {
-        true if listing.more => Some(listing.next()),
+        true if listing.more => listing.next(),
         _ => None,
     };
     let mut response = json_response(&());
@@ -220,9 +234,7 @@ async fn in_key_order<S: Store>(
         }
     };
     *response.body_mut() = body;
-    if let Some(value) = link.and_then(|link| HeaderValue::from_str(&format!("<{link}>; rel=\"next\"")).ok()) {
-        response.headers_mut().insert(LINK, value);
-    }
+    set_link(&mut response, link.as_deref());
     Ok(response)
 }
 
@@ -260,14 +272,14 @@ impl<S: Store> Listing<S> {
         }
         if !self.more || self.left == 0 {
             self.done = true;
-            let next = self.more.then(|| self.next());
+            let next = self.more.then(|| self.next()).flatten();
             self.writer.end(self.more, next.as_deref());
             return Some(self.writer.take());
         }
         None
     }
 
-    fn next(&self) -> String {
+    fn next(&self) -> Option<String> {
         next_link(&self.parameters, self.scan.revision, Begin::After(&self.last_key))
     }
 
@@ -302,16 +314,11 @@ async fn sorted<S: Store>(
         pinned => pinned,
     };
     let next = match (sort, sorted.kvs.last()) {
-        (Sort::KeyDown, Some(last)) if sorted.more => Some(next_link(&parameters, revision, Begin::Below(&last.key))),
+        (Sort::KeyDown, Some(last)) if sorted.more => next_link(&parameters, revision, Begin::Below(&last.key)),
         _ => None,
     };
     let mut response = json_response(&());
-    if let Some(value) = next
-        .as_ref()
-        .and_then(|next| HeaderValue::from_str(&format!("<{next}>; rel=\"next\"")).ok())
-    {
-        response.headers_mut().insert(LINK, value);
-    }
+    set_link(&mut response, next.as_deref());
     let mut writer = Writer::new(revision, encoding, with_values);
     let mut kvs = sorted.kvs.into_iter();
     let mut done = false;

@@ -13,7 +13,7 @@ use api::kv::{PutRequest, PutResponse, RangeRequest, RangeResponse};
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use metastore_frontend::proto::etcdserverpb::watch_request::RequestUnion;
 use metastore_frontend::proto::etcdserverpb::{WatchCreateRequest, WatchRequest};
 use metastore_frontend::proto::v3lockpb::LockRequest;
@@ -229,6 +229,40 @@ async fn malformed_requests_are_refused_and_cost_one_call() {
     assert_eq!(client.call(PUT, &[&whole]).await.code, 0, "the connection lives on");
 }
 
+/// What must be text and is none, in messages and in headers.
+#[tokio::test]
+async fn text_that_is_none_is_refused() {
+    let mut client = Client::new(Fake::new(Limits::default()), Options::default()).await;
+    // A user of this name.
+    let name = [0, 0, 0, 0, 4, 0x0a, 2, 0xff, 0xfe];
+    let refused = client.call("/etcdserverpb.Auth/UserAdd", &[&name]).await;
+    assert_eq!(refused.code, 13, "{}", refused.text);
+    for (field, code) in [("client-api-version", 3), ("token", 0), ("hasleader", 0), ("x", 0)] {
+        let request = Request::post(format!("http://fake{PUT}"))
+            .header("content-type", "application/grpc")
+            .header(field, HeaderValue::from_bytes(b"\xff\xfe").expect("it may be sent"));
+        let request = request.body(()).expect("whole");
+        let (response, mut body) = client.requests.send_request(request, false).expect("it is open");
+        body.send_data(framed(&put("a", 1)).into(), true).expect("room");
+        let answer = answer(response).await.expect("an answer");
+        assert_eq!(answer.code, code, "{field}: {}", answer.text);
+    }
+}
+
+/// Headers beyond what a client may send cost it its call, and far more of them its connection.
+#[tokio::test]
+async fn headers_have_a_bound() {
+    let mut client = Client::new(Fake::new(Limits::default()), Options::default()).await;
+    let (response, _body) = client.begin(PUT, &[("x", &"x".repeat(70 << 10))]).await;
+    assert_eq!(response.await.expect("an answer").status(), 431);
+    assert_eq!(client.call(PUT, &[&framed(&put("a", 1))]).await.code, 0);
+    let (response, _body) = client.begin(PUT, &[("x", &"x".repeat(1 << 20))]).await;
+    let error = response.await.expect_err("it is refused");
+    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
+    let error = client.served.await.expect("no panic").expect_err("it ends");
+    assert!(error.contains("excessive load"), "{error}");
+}
+
 /// Notes how calls ended.
 #[derive(Default)]
 struct Ends(std::sync::Mutex<Vec<usize>>);
@@ -372,6 +406,55 @@ async fn what_is_not_grpc_gets_an_answer_of_http() {
     let mut body = response.into_body();
     let data = body.data().await.expect("a body").expect("whole");
     assert_eq!(&data[..], br#"{"health":"true","reason":""}"#);
+}
+
+/// Over HTTP, an answer of which nothing is taken for too long ends; its connection and its other answers do not.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nobody_takes_ends() {
+    const VALUE_BYTES: usize = 1 << 20;
+    let store = Fake::new(Limits::default());
+    store.put_one("large", &"v".repeat(VALUE_BYTES));
+    let mut client = Client::new(store, Options::default()).await;
+    let get = async |client: &mut Client| {
+        let request = Request::get("http://fake/api/v1/kv/large").body(()).expect("whole");
+        let (response, _) = client.requests.send_request(request, true).expect("it is open");
+        let response = response.await.expect("an answer");
+        assert_eq!(response.status(), 200);
+        response.into_body()
+    };
+    let timeout = ConnectionSettings::default().http_stall_timeout;
+
+    let mut body = get(&mut client).await;
+    let begun = tokio::time::Instant::now();
+    let mut taken = 0;
+    let error = loop {
+        match body.data().await.expect("it does not end well") {
+            Ok(piece) => taken += piece.len(),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.reason(), Some(Reason::CANCEL));
+    // As much as HTTP/2 lets a client have unasked.
+    assert!(taken < 100_000, "{taken}");
+    let took = begun.elapsed();
+    assert!(took >= timeout && took < timeout * 2, "{took:?}");
+
+    // What it has not taken would count against the window of the whole connection.
+    drop(body);
+
+    // One that takes a little now and then gets all of it, however long that takes.
+    let mut body = get(&mut client).await;
+    let (begun, mut taken) = (tokio::time::Instant::now(), 0);
+    while let Some(piece) = body.data().await {
+        let piece = piece.expect("it goes on");
+        taken += piece.len();
+        tokio::time::sleep(timeout / 20).await;
+        body.flow_control()
+            .release_capacity(piece.len())
+            .expect("it was received");
+    }
+    assert_eq!(taken, VALUE_BYTES);
+    assert!(begun.elapsed() > timeout, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
