@@ -150,7 +150,31 @@ fn http_2_that_is_none_ends_its_connection() {
 #[test]
 fn slow_clients_hold_up_nobody() {
     let (_dir, node) = fresh(Storage::Memory);
-    let starts: [&[u8]; 5] = [
+    let frame = |kind: u8, flags: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).expect("short");
+        [&[0, 0, length, kind, flags, 0, 0, 0, 1], payload].concat()
+    };
+    // A put's headers: two from HPACK's table, the rest written out.
+    let headers = [
+        &[0x83, 0x86, 0x04, 20][..],
+        b"/etcdserverpb.KV/Put",
+        &[0x01, 1],
+        b"x",
+        &[0x0f, 0x10, 16],
+        b"application/grpc",
+        &[0x40, 2],
+        b"te",
+        &[8],
+        b"trailers",
+    ]
+    .concat();
+    let call = [PREFACE, SETTINGS, &frame(1, 4, &headers)].concat();
+    // Its message is to have 100 bytes.
+    let half_a_call = [&call[..], &frame(0, 0, &[0, 0, 0, 0, 100, 0x0a])].concat();
+    let starts: [&[u8]; 8] = [
+        &call[..PREFACE.len() + SETTINGS.len() + 12],
+        &call,
+        &half_a_call,
         b"G",
         b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Le",
         b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{\"key\":\"",

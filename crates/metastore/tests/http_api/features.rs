@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::client::Http;
 use crate::nodes::Nodes;
-use crate::support::{Storage, on_both_engines};
+use crate::support::authority::Authority;
+use crate::support::{Setup, Storage, free_port, on_both_engines, temp_dir};
 
 on_both_engines! { 60;
     keys,
@@ -24,6 +25,7 @@ on_both_engines! { 60;
     members_and_status,
     the_document_and_the_page,
     head_and_options,
+    a_member_without_a_vote,
 }
 
 fn keys_of(list: &Value) -> Vec<&str> {
@@ -310,6 +312,17 @@ async fn lists(storage: Storage) {
         assert_eq!(found, expected, "{sort}");
         http.delete("/api/v1/kv?start=app/40&end=app/5").await.ok();
     }
+    // Nor does a key lead on whose `next` would be no URL, nor does one make a header that clients refuse.
+    let put = |at: u8, length| json!({"put": {"key": format!("long/{at}{}", "k".repeat(length))}});
+    let puts = json!({"then": [put(1, 10_000), put(2, 300_000), put(3, 0)]});
+    http.post_json("/api/v1/txn", &puts).await.ok();
+    let first = http.get("/api/v1/kv?prefix=long/&limit=1&keys_only=true").await;
+    assert_eq!((&first.ok()["more"], first.header("link")), (&true.into(), ""));
+    let second = http.get(first.ok()["next"].as_str().expect("it leads on")).await;
+    let page = second.ok();
+    assert_eq!((&page["more"], page.get("next")), (&true.into(), None));
+    assert_eq!(second.header("link"), "");
+    http.delete("/api/v1/kv?prefix=long/").await.ok();
     // A key that is no text leads on as well.
     let page = http.get("/api/v1/kv?prefix=app/&start=app/9&limit=2").await.ok();
     assert_eq!(page["more"], false);
@@ -947,6 +960,225 @@ async fn head_and_options(storage: Storage) {
     assert_eq!((head.status, head.body.len()), (404, 0));
     assert_eq!(http.send("HEAD", "/api/v1/status", &[], "").await.status, 200);
     assert_eq!(http.send("HEAD", "/api/v1/watch", &[], "").await.status, 405);
+}
+
+/// Of a learner one gets what etcd's gives: its own state, if one is content with that, and what says how it is.
+async fn a_member_without_a_vote(storage: Storage) {
+    let dir = temp_dir();
+    let peers: Vec<String> = (0..2).map(|_| format!("http://127.0.0.1:{}", free_port())).collect();
+    let setup = |at: usize, initial: &str, state: &str| {
+        let base = dir.path().join(format!("m{at}"));
+        std::fs::create_dir(&base).unwrap();
+        Setup::new(&base, storage)
+            .arg(format!("--name=m{at}"))
+            .arg(format!("--listen-peer-urls={}", peers[at]))
+            .arg(format!("--initial-advertise-peer-urls={}", peers[at]))
+            .arg(format!("--initial-cluster={initial}"))
+            .arg(format!("--initial-cluster-state={state}"))
+    };
+    let initial = format!("m0={}", peers[0]);
+    let voter = setup(0, &initial, "new").start();
+    let mut http = Http::connect(voter.url()).await;
+    http.put_key("k", "v").await;
+    let as_learner = etcd_client::MemberAddOptions::new().with_is_learner();
+    let mut etcd = voter.client().await;
+    etcd.member_add([peers[1].clone()], Some(as_learner)).await.unwrap();
+    let learner = setup(1, &format!("{initial},m1={}", peers[1]), "existing").start();
+    let mut http = Http::connect(learner.url()).await;
+
+    let status = http.get("/api/v1/status").await.ok();
+    assert_eq!(status["is_learner"], true);
+    let begun = Instant::now();
+    while http.get("/api/v1/kv/k?serializable=true").await.status != 200 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it never gets the data");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(http.get("/api/v1/kv/k?serializable=true").await.text(), "v");
+    let list = http.get("/api/v1/kv?prefix=k&serializable=true").await.ok();
+    assert_eq!(keys_of(&list), ["k"]);
+    let lock = http.get("/api/v1/locks/l?serializable=true").await.ok();
+    assert_eq!(lock["held"], false);
+    for path in ["/api/v1/docs", "/api/v1/openapi.json"] {
+        assert_eq!(http.get(path).await.status, 200, "{path}");
+    }
+    for (method, path) in [
+        ("GET", "/api/v1/kv/k"),
+        ("GET", "/api/v1/kv/k?serializable=false"),
+        ("PUT", "/api/v1/kv/k"),
+        ("DELETE", "/api/v1/kv/k"),
+        ("GET", "/api/v1/kv"),
+        ("DELETE", "/api/v1/kv?all=true"),
+        ("GET", "/api/v1/watch"),
+        ("GET", "/api/v1/watch?wait=1s"),
+        ("POST", "/api/v1/txn"),
+        ("POST", "/api/v1/leases"),
+        ("GET", "/api/v1/leases"),
+        ("POST", "/api/v1/locks/l"),
+        ("GET", "/api/v1/locks/l"),
+        ("GET", "/api/v1/members"),
+        ("GET", "/api/v1/members?serializable=true"),
+        ("POST", "/api/v1/auth/token"),
+    ] {
+        let answer = http.send(method, path, &[], "").await;
+        let problem = answer.problem(503, "not-a-voter");
+        assert_eq!(problem["member_id"], status["member_id"], "{method} {path}");
+        assert_eq!(answer.header("retry-after"), "1", "{method} {path}");
+    }
+    assert_eq!(etcd.get("k", None).await.unwrap().kvs()[0].value(), b"v");
+}
+
+/// What curl says to these arguments, and its exit code.
+fn curl(args: &[&str]) -> (String, i32) {
+    let done = std::process::Command::new("curl")
+        .args(["-s", "--max-time", "20"])
+        .args(args)
+        .output()
+        .expect("curl runs");
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    (said, done.status.code().unwrap_or(-1))
+}
+
+/// On `https` addresses of its own there is the API with the client port's certificate, over both versions of HTTP, and
+/// nothing in plaintext.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_of_its_own_over_tls() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("server", "server", 1);
+    let port = free_port();
+    let url = format!("https://127.0.0.1:{port}");
+    let args = [
+        format!("--listen-http-urls={url}"),
+        format!("--cert-file={}", certificate.display()),
+        format!("--key-file={}", key.display()),
+    ];
+    let nodes = Nodes::start_with(Storage::Memory, 1, &args.each_ref().map(String::as_str));
+    let ca = authority.path("ca.pem").display().to_string();
+    let path = format!("{url}/api/v1/kv/k");
+    let written = curl(&["--cacert", &ca, "-X", "PUT", "--data-binary", "v", &path]);
+    assert_eq!(written, ("{\"revision\":2}".to_owned(), 0));
+    let mut etcd = nodes.etcd().await;
+    assert_eq!(etcd.get("k", None).await.unwrap().kvs()[0].value(), b"v");
+    for (version, shown) in [("--http1.1", "v 1.1"), ("--http2", "v 2")] {
+        let read = curl(&["--cacert", &ca, version, "-w", " %{http_version}", &path]);
+        assert_eq!(read, (shown.to_owned(), 0));
+    }
+    let health = curl(&["--cacert", &ca, "-w", " %{http_code}", &format!("{url}/health")]);
+    assert!(
+        health.0.contains("no-such-path") && health.0.ends_with(" 404"),
+        "{health:?}"
+    );
+    // Who does not know the authority does not go on, and who speaks plaintext gets no answer.
+    assert_eq!(curl(&[&path]), (String::new(), 60));
+    let plain = curl(&[&format!("http://127.0.0.1:{port}/api/v1/kv/k")]);
+    assert!(plain.0.is_empty() && plain.1 != 0, "{plain:?}");
+}
+
+/// Where clients must show certificates they must here too, and the common name is the user, as for gRPC.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_by_certificate() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("server", "server", 1);
+    let url = format!("https://127.0.0.1:{}", free_port());
+    let client_port = free_port();
+    // In plaintext there are no certificates, and whoever sets this up needs none.
+    let client_urls = format!("http://127.0.0.1:{client_port},https://127.0.0.1:{client_port}");
+    let ca = authority.path("ca.pem").display().to_string();
+    let dir = temp_dir();
+    let node = [
+        format!("--listen-http-urls={url}"),
+        format!("--listen-client-urls={client_urls}"),
+        format!("--advertise-client-urls={client_urls}"),
+        format!("--cert-file={}", certificate.display()),
+        format!("--key-file={}", key.display()),
+        format!("--trusted-ca-file={ca}"),
+        "--client-cert-auth".to_owned(),
+        "--bcrypt-cost=4".to_owned(),
+    ];
+    let setup = Setup::new(dir.path(), Storage::Memory);
+    let _node = node.into_iter().fold(setup, Setup::arg).start();
+    let mut etcd = crate::support::client(&format!("http://127.0.0.1:{client_port}")).await;
+    for user in ["root", "ann"] {
+        etcd.user_add(user, "secret", None).await.unwrap();
+    }
+    etcd.user_grant_role("root", "root").await.unwrap();
+    etcd.role_add("app").await.unwrap();
+    etcd.role_grant_permission("app", Permission::read_write("app/").with_prefix())
+        .await
+        .unwrap();
+    etcd.user_grant_role("ann", "app").await.unwrap();
+    etcd.auth_enable().await.unwrap();
+
+    let shown = |name: &str, common_name: &str, serial, year| {
+        let (certificate, key) = authority.issue_until(name, common_name, serial, year);
+        let path = |path: std::path::PathBuf| path.display().to_string();
+        (path(certificate), path(key))
+    };
+    let ann = shown("ann", "ann", 2, 2100);
+    let bob = shown("bob", "bob", 3, 2100);
+    let ann_of_old = shown("old", "ann", 4, 2020);
+    let ask = |who: Option<&(String, String)>, more: &[&str], path: &str| {
+        let path = format!("{url}/api/v1/kv/{path}");
+        let mut args = vec!["--cacert", &*ca, "-w", " %{http_code}", &path];
+        if let Some((certificate, key)) = who {
+            args.extend(["--cert", certificate, "--key", key]);
+        }
+        args.extend(more);
+        curl(&args)
+    };
+    let put = ["-X", "PUT", "--data-binary", "v"];
+    let written = ask(Some(&ann), &put, "app/a");
+    assert!(written.1 == 0 && written.0.ends_with(" 200"), "{written:?}");
+    assert_eq!(ask(Some(&ann), &[], "app/a"), ("v 200".to_owned(), 0));
+    assert_eq!(ask(Some(&ann), &["--http2"], "app/a"), ("v 200".to_owned(), 0));
+    for (answer, status) in [
+        (ask(Some(&ann), &put, "other"), " 403"),
+        // Nobody of that name.
+        (ask(Some(&bob), &[], "app/a"), " 403"),
+        // A password says more of who asks than a certificate.
+        (ask(Some(&ann), &["--user", "root:secret"], "other"), " 404"),
+        (ask(Some(&ann), &["--user", "root:wrong"], "other"), " 401"),
+    ] {
+        assert!(answer.1 == 0 && answer.0.ends_with(status), "{status}: {answer:?}");
+    }
+    for nobody in [None, Some(&ann_of_old)] {
+        let answer = ask(nobody, &[], "app/a");
+        assert!(answer.0.ends_with(" 000") && answer.1 != 0, "{answer:?}");
+    }
+
+    // A put of one letter's value over gRPC: its frame, and its status.
+    let grpc = |(certificate, shown_key): &(String, String), key: &str| {
+        let message = [&[0x0a, key.len() as u8][..], key.as_bytes(), &[0x12, 1, b'w']].concat();
+        let frame = [&[0, 0, 0, 0, message.len() as u8][..], &message].concat();
+        let file = dir.path().join("frame");
+        std::fs::write(&file, frame).unwrap();
+        let said = curl(&[
+            "--http2",
+            "--cacert",
+            &ca,
+            "--cert",
+            certificate,
+            "--key",
+            shown_key,
+            "-H",
+            "content-type: application/grpc",
+            "-H",
+            "te: trailers",
+            "--data-binary",
+            &format!("@{}", file.display()),
+            "--dump-header",
+            "-",
+            "--output",
+            "/dev/null",
+            &format!("https://127.0.0.1:{client_port}/etcdserverpb.KV/Put"),
+        ]);
+        let status = said.0.lines().find_map(|line| line.strip_prefix("grpc-status: "));
+        status.map(str::to_owned).ok_or(said)
+    };
+    assert_eq!(grpc(&ann, "app/a").as_deref(), Ok("0"));
+    assert_eq!(grpc(&ann, "other").as_deref(), Ok("7"));
+    assert_eq!(grpc(&bob, "app/a").as_deref(), Ok("7"));
+    assert!(grpc(&ann_of_old, "app/a").is_err_and(|(_, code)| code != 0));
+    assert_eq!(ask(Some(&ann), &[], "app/a"), ("w 200".to_owned(), 0));
 }
 
 /// On addresses of its own there is the HTTP API, over HTTP/1.1 and HTTP/2, and nothing else; on the client port it is
