@@ -5,7 +5,8 @@
 #
 #   ./http_api.sh [EXAMPLES]         # requests of each kind for each operation; 100 by default
 #
-# METASTORE_BIN names the binary (default: the newest build in cargo's target directory), SEED repeats a run.
+# METASTORE_BIN names the binary (default: the newest build in cargo's target directory), STORAGE the engines ("rocksdb
+# memory" by default), SEED repeats a run.
 set -u
 cd "$(dirname "$0")"
 examples=${1:-100}
@@ -20,7 +21,7 @@ if [ ! -x "$venv/bin/schemathesis" ]; then
 fi
 echo "seed $seed"
 failed=0
-for storage in rocksdb memory; do
+for storage in ${STORAGE:-rocksdb memory}; do
 	dir=$(mktemp -d)
 	port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 	url=http://127.0.0.1:$port
