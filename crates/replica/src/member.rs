@@ -408,6 +408,25 @@ impl SplitMix64 {
     }
 }
 
+/// Whether a message says all that an earlier one says that goes out with it. To leave that out is no more than to lose
+/// it, and spares both sides work: what was committed is told with the next entries, entries that came apart are
+/// acknowledged together.
+fn makes_superfluous(later: &Message, earlier: &Message) -> bool {
+    let kind = earlier.get_msg_type();
+    if (later.get_msg_type(), later.to, later.term) != (kind, earlier.to, earlier.term) || later.commit < earlier.commit
+    {
+        return false;
+    }
+    match kind {
+        MessageType::MsgAppend => earlier.entries.is_empty(),
+        MessageType::MsgAppendResponse => {
+            let asks = |message: &Message| message.reject || message.request_snapshot != 0;
+            !asks(earlier) && !asks(later) && later.index >= earlier.index
+        }
+        _ => false,
+    }
+}
+
 /// The Raft configuration that follows from who belongs to the cluster.
 fn conf_state_of(membership: &Membership) -> ConfState {
     ConfState {
@@ -525,6 +544,16 @@ impl<L: RaftLog> Replica<L> {
     /// Proposals that wait to be batched, and their bytes.
     pub fn waiting(&self) -> (usize, usize) {
         (self.proposals.len(), self.proposals_bytes)
+    }
+
+    /// Whether nothing can be done with more proposals before another input comes: a write that finishes, a message or a
+    /// tick. Until then they may as well wait outside.
+    pub fn lets_proposals_wait(&self) -> bool {
+        let raft = &self.node.raft;
+        match raft.state {
+            StateRole::Leader => self.appends_inflight >= self.config.appends_inflight_max,
+            _ => raft.leader_id != 0 && self.outgoing.handed_to(raft.term).0 >= self.config.forwards_inflight_max,
+        }
     }
 
     /// How far the peers are; empty unless this member leads.
@@ -936,7 +965,11 @@ impl<L: RaftLog> Replica<L> {
             return;
         }
         let mut out = Vec::with_capacity(messages.len());
-        for message in messages {
+        let mut messages = VecDeque::from(messages);
+        while let Some(message) = messages.pop_front() {
+            if messages.iter().any(|later| makes_superfluous(later, &message)) {
+                continue;
+            }
             let to = message.to;
             if message.get_msg_type() == MessageType::MsgSnapshot {
                 self.node.mut_store().drop_snapshot(to);

@@ -163,6 +163,49 @@ fn a_follower_whose_disk_is_slow_takes_no_more_than_so_many_bytes() {
 }
 
 #[test]
+fn what_is_committed_is_told_with_the_next_entries() {
+    let mut bench = Bench::leader(|_| {});
+    bench.step([propose(1, 10)]);
+    bench.settle();
+    bench.sent.clear();
+    // The acknowledgement commits the first one, and here is the next.
+    let mut have = message(2, MessageType::MsgAppendResponse, 1);
+    have.index = bench.log.last_index();
+    let committed = have.index;
+    bench.step([Input::Receive(2, PeerMessage::Raft(Box::new(have))), propose(2, 10)]);
+    let [(2, append)] = &bench.sent[..] else {
+        panic!("one for the follower that answers: {:?}", bench.sent);
+    };
+    assert_eq!((append.entries.len(), append.commit), (1, committed));
+    // Without a next one it is told at once.
+    bench.sent.clear();
+    bench.settle();
+    bench.acknowledge();
+    let told: Vec<_> = bench.sent.iter().map(|(to, append)| (*to, append.commit)).collect();
+    assert_eq!(told, [(2, committed + 1)]);
+}
+
+#[test]
+fn entries_that_came_apart_are_acknowledged_together() {
+    let mut bench = Bench::new(|_| {});
+    bench.step([append(1, 10)]);
+    bench.step([append(2, 10)]);
+    bench.step([append(3, 10)]);
+    assert!(bench.sent.is_empty(), "nothing is on disk yet");
+    let mut last = 0;
+    for (number, entries) in std::mem::take(&mut bench.appends) {
+        bench.log.append(&entries, None, true).unwrap();
+        last = number;
+    }
+    bench.step([Input::Persisted(last)]);
+    let [(2, acknowledged)] = &bench.sent[..] else {
+        panic!("one answer to the leader: {:?}", bench.sent_kinds());
+    };
+    assert_eq!(acknowledged.get_msg_type(), MessageType::MsgAppendResponse);
+    assert_eq!(acknowledged.index, 3);
+}
+
+#[test]
 fn a_leader_whose_log_is_stalled_hands_over_and_then_steps_down() {
     let mut bench = Bench::leader(|_| {});
     bench.step([propose(1, 10)]);
