@@ -12,8 +12,11 @@ use super::wire::kind;
 pub(super) const HEADER_BYTES: usize = 8;
 /// Parts of a frame from this size on are written from where they lie; smaller ones are cheaper to copy.
 const WHOLE_BYTES_MIN: usize = 8 << 10;
-/// Least room to read into.
+/// Room to read into.
 const READ_BYTES: usize = 64 << 10;
+/// With less room than this left, new room is taken. Frames are pieces of it, and what lives on of one, such as an entry
+/// of the log, keeps all of it in memory: so it has to be shared by as many as fit.
+const READ_BYTES_MIN: usize = 4 << 10;
 /// Most parts in one write.
 const SLICES_MAX: usize = 64;
 
@@ -138,7 +141,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             }
             _ => 0,
         };
-        self.buffer.reserve(missing.max(READ_BYTES.min(self.payload_max)));
+        if self.buffer.capacity() - self.buffer.len() < missing.max(READ_BYTES_MIN.min(self.payload_max)) {
+            self.buffer.reserve(missing.max(READ_BYTES.min(self.payload_max)));
+        }
         match tokio::time::timeout(silence, self.reader.read_buf(&mut self.buffer)).await {
             Err(_) => Err(ReadError::Silent(silence)),
             Ok(Ok(0)) => Err(ReadError::Closed),

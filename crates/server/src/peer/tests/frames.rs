@@ -73,6 +73,28 @@ fn a_frame_on_the_wire_stays_as_it_is() {
     assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
 }
 
+/// Frames that come one by one and live on, as the entries of a log do, share their memory.
+#[tokio::test]
+async fn small_frames_that_live_on_share_memory() {
+    let (near, far) = tokio::io::duplex(4 << 10);
+    let mut writer = FrameWriter::new(near, std::time::Duration::from_secs(1));
+    let mut reader = FrameReader::new(far, 1 << 20);
+    let mut payloads: Vec<Bytes> = Vec::new();
+    for number in 0..2000_u64 {
+        writer.send(kind::MESSAGES, &[7; 300]).await.expect("room");
+        let frame = reader.next(std::time::Duration::from_secs(1)).await.expect("a frame");
+        assert_eq!(frame.payload.len(), 301, "frame {number}");
+        payloads.push(frame.payload);
+    }
+    let adjoins = |pair: &[Bytes]| pair[1].as_ptr() as usize == pair[0].as_ptr() as usize + 301 + HEADER_BYTES;
+    let apart = payloads.windows(2).filter(|pair| !adjoins(pair)).count();
+    // 2,000 frames of 309 bytes fill ten pieces of 64 KiB.
+    assert!(
+        apart < 20,
+        "{apart} of 2000 frames begin a piece of memory of their own"
+    );
+}
+
 proptest! {
     #[test]
     fn random_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..4000)) {
