@@ -15,7 +15,12 @@ pub(crate) struct Pending {
     count_max: usize,
     bytes_max: usize,
     state: Mutex<State>,
+    /// Where answers are gathered: kept for its memory, which as much would be taken anew for every commit.
+    answers: Mutex<Vec<(oneshot::Sender<Answer>, Answer)>>,
 }
+
+/// More places than this are not kept.
+const ANSWERS_KEPT_MAX: usize = 4096;
 
 #[derive(Default)]
 struct State {
@@ -57,7 +62,7 @@ impl State {
 type Answer = Result<Outcome, Error>;
 
 /// Sends answers, and wakes each connection that they are for once.
-fn send_together(answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
+fn send_together(answers: impl IntoIterator<Item = (oneshot::Sender<Answer>, Answer)>) {
     api::wake::together(|| {
         for (reply, result) in answers {
             // Whoever does not wait any more does not want it.
@@ -74,6 +79,7 @@ impl Pending {
             count_max,
             bytes_max,
             state: Mutex::default(),
+            answers: Mutex::default(),
         }
     }
 
@@ -122,7 +128,7 @@ impl Pending {
 
     /// Answers proposals that were applied. Those of other members, or from before a restart, have no place here.
     pub(crate) fn answer_all(&self, replies: Vec<Reply>) {
-        let mut waiting = Vec::with_capacity(replies.len());
+        let mut waiting = std::mem::take(&mut *self.answers.lock());
         {
             let mut state = self.state.lock();
             for Reply { id, result } in replies {
@@ -134,7 +140,10 @@ impl Pending {
             }
         }
         // Waking is not done under the lock, where the woken would meet us.
-        send_together(waiting);
+        send_together(waiting.drain(..));
+        if waiting.capacity() <= ANSWERS_KEPT_MAX {
+            *self.answers.lock() = waiting;
+        }
     }
 
     /// Tells clients that have waited until `now` that it takes too long. Their proposals keep their places. One look at

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
 use rocksdb::event_listener::{DBBackgroundErrorReason, EventListener, MutableStatus};
 use rocksdb::ffi_raw::rocksdb_column_family_handle_t;
 use rocksdb::{
@@ -57,7 +58,12 @@ struct Shared {
     db: DB,
     families: Vec<FamilyHandle>,
     failure: Arc<Failure>,
+    /// The last batch that was written, for the sake of its memory.
+    spare: Mutex<Option<WriteBatch>>,
 }
+
+/// A larger batch is not kept.
+const SPARE_BYTES_MAX: usize = 1 << 20;
 
 /// The address of a column family's handle. The handle itself belongs to the `DB` that lies beside it in [`Shared`]
 /// and lives exactly as long; keeping its address saves a hash and a lookup by name for every operation. An atomic
@@ -174,6 +180,7 @@ impl RocksEngine {
             db,
             families: handles,
             failure,
+            spare: Mutex::default(),
         });
 
         let mut write_options = WriteOptions::default();
@@ -236,12 +243,12 @@ impl Engine for RocksEngine {
 
     fn batch(&self) -> RocksBatch {
         RocksBatch {
-            batch: WriteBatch::default(),
+            batch: self.shared.spare.lock().take().unwrap_or_default(),
             shared: Arc::clone(&self.shared),
         }
     }
 
-    fn write(&self, batch: RocksBatch) -> Result<WriteStats, EngineError> {
+    fn write(&self, mut batch: RocksBatch) -> Result<WriteStats, EngineError> {
         assert!(
             Arc::ptr_eq(&batch.shared, &self.shared),
             "a batch goes to the engine that made it"
@@ -253,8 +260,14 @@ impl Engine for RocksEngine {
             fsyncs: usize::from(self.wal && !batch.is_empty()),
         };
         match self.shared.db.write_opt(&batch.batch, &self.write_options) {
-            // A background flush may have failed meanwhile.
-            Ok(()) => self.shared.failure.check().map(|()| stats),
+            Ok(()) => {
+                if stats.bytes <= SPARE_BYTES_MAX {
+                    batch.batch.clear();
+                    *self.shared.spare.lock() = Some(batch.batch);
+                }
+                // A background flush may have failed meanwhile.
+                self.shared.failure.check().map(|()| stats)
+            }
             Err(error) => Err(self.shared.failure.latch("write a batch", error)),
         }
     }
