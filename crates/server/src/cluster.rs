@@ -221,10 +221,10 @@ impl<E: Engine> Handler for PeerHandler<E> {
             }
         });
         let decoded: Vec<_> = decoded.collect();
-        self.shared.inputs.push_all(decoded);
+        self.shared.work.inputs(decoded);
         Box::pin(async {
             let is_full = || {
-                let (inputs, bytes) = self.shared.inputs.waiting();
+                let (inputs, bytes) = self.shared.work.inputs_waiting();
                 inputs > INPUTS_MAX || bytes > INPUT_BYTES_MAX
             };
             while is_full() && !self.shared.stopping() {
@@ -299,7 +299,7 @@ impl<E: Engine> Handler for PeerHandler<E> {
     }
 
     fn unreachable(&self, to: MemberId) {
-        self.shared.inputs.push(Input::Unreachable(to));
+        self.shared.work.input(Input::Unreachable(to));
     }
 
     fn refused(&self, peer: MemberId, refusal: &Refusal) {
@@ -357,7 +357,7 @@ impl<E: Engine> SnapshotSink for Sink<E> {
             .snapshot_received(self.begun.elapsed(), whole.elapsed());
         let (waiter, done) = sync_channel(1);
         *self.shared.staged.lock() = Some((staged, waiter));
-        self.shared.inputs.push(Input::ReceiveSnapshot(self.message.clone()));
+        self.shared.work.input(Input::ReceiveSnapshot(self.message.clone()));
         let begun = Instant::now();
         while begun.elapsed() < INSTALL_TIMEOUT && !self.shared.stopping() {
             match done.recv_timeout(Duration::from_millis(100)) {
@@ -570,7 +570,7 @@ impl<E: Engine> NodeStore<E> {
                 if change.member_id() == shared.member_id() && membership.voters().count() > 1 {
                     // A leader that removes itself and stops may leave the others with an entry that they do not know to
                     // be committed. So another one leads first, and removes it.
-                    shared.inputs.push(Input::Transfer(0));
+                    shared.work.input(Input::Transfer(0));
                     return Err(Error::NotLeader);
                 }
             }

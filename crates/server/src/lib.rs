@@ -21,7 +21,6 @@ mod descriptors;
 mod divergence;
 mod faults;
 pub mod identity;
-mod inbox;
 pub mod metrics;
 pub mod node;
 pub mod otlp;
@@ -40,6 +39,7 @@ mod snapshot;
 mod store;
 pub mod tls;
 mod variables;
+mod work;
 
 pub use auth::{AuthConfig, Jwt, JwtError, JwtOptions, TokenKind};
 pub use auto_compaction::AutoCompaction;

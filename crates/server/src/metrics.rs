@@ -896,12 +896,12 @@ impl Metrics {
         set(
             "metastore_replica_inputs",
             "Inputs that wait for the replica.",
-            shared.inputs.waiting().0 as f64,
+            shared.work.inputs_waiting().0 as f64,
         );
         set(
             "metastore_replica_input_bytes",
             "Bytes of peers' messages that wait for the replica.",
-            shared.inputs.waiting().1 as f64,
+            shared.work.inputs_waiting().1 as f64,
         );
         set(
             "etcd_server_quota_backend_bytes",

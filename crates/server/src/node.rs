@@ -1,10 +1,15 @@
 //! A running member: the threads around [`Replica`] and [`Machine`], and what they share.
 //!
+//! | Work | Waits for | Does |
+//! |---|---|---|
+//! | a step | proposals, ticks, finished writes | steps Raft, hands its effects to the other two |
+//! | a write | entries to write | one write and one fdatasync for all that wait |
+//! | an apply | committed entries | one engine write for all that wait; then events; then replies; compaction between |
+//!
+//! These are done by the threads `member-0` to `member-2`, each kind by one at a time: see `work.rs`.
+//!
 //! | Thread | Waits for | Does |
 //! |---|---|---|
-//! | `replica` | proposals, ticks, finished writes | steps Raft, hands its effects to the others |
-//! | `log` | entries to write | one write and one fdatasync for all that wait |
-//! | `apply` | committed entries | one engine write for all that wait; then events; then replies; compaction between |
 //! | `clock` | time | ticks, lease expiry |
 //! | `upkeep` | time | flushes the engine, trims the log, watches the disk |
 //! | `snapshot` | whoever sends it | holds an engine view, reads it in chunks |
@@ -25,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use api::codec::{Action, LeaseCheckpointRequest, Operation, encode_operation};
 use api::kv::{AlarmAction, AlarmMember, AlarmRequest, AlarmType, LeaseRevokeRequest};
-use api::{Limits, MemberId, RaftIndex};
+use api::{Limits, MemberId, RaftIndex, RequestId};
 use bytes::Bytes;
 use mvcc::machine::{Command, Digest};
 use mvcc::{Caller, Committed, CompactionProgress, Hub, LeaseChange, Machine, Membership, Reader};
@@ -39,12 +44,12 @@ use crate::auth::{AuthConfig, Gate};
 use crate::auto_compaction::AutoCompaction;
 use crate::backup;
 use crate::faults::Faults;
-use crate::inbox::Inbox;
 use crate::metrics::Metrics;
 use crate::peer::{SnapshotHeader, Transport};
 use crate::pending::Pending;
 use crate::quota;
 use crate::snapshot::{self, Source, Staged};
+use crate::work::{Again, Hands, Kind, Work};
 
 /// Most bytes of entries that go into one engine write. An entry is never split.
 const APPLY_BYTES_MAX: usize = 8 << 20;
@@ -64,6 +69,9 @@ const LOG_KEEP_BYTES_MAX: u64 = 16 << 30;
 const DIGESTS_MAX: usize = 8192;
 /// How much more than the reserve must be free before writes are taken again, as a divisor of the reserve.
 const RESERVE_HYSTERESIS: u64 = 8;
+
+/// As many as there are kinds of work, so that none waits for another.
+const MEMBER_THREADS: [&str; 3] = ["member-0", "member-1", "member-2"];
 
 /// How a node runs.
 #[derive(Debug, Clone)]
@@ -188,7 +196,7 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) hub: Arc<Hub<E>>,
     pub(crate) gate: Gate,
     pub(crate) pending: Arc<Pending>,
-    pub(crate) inputs: Inbox<Input>,
+    pub(crate) work: Work<Input, LogJob, ApplyJob<E>>,
     pub(crate) lessor: Mutex<Lessor>,
     pub(crate) standing: watch::Sender<Standing>,
     pub(crate) place: Arc<dyn EnginePlace<E>>,
@@ -279,8 +287,6 @@ impl<E: Engine> Shared<E> {
 pub struct Node<E: Engine, L: RaftLog> {
     shared: Arc<Shared<E>>,
     log: Arc<L>,
-    log_jobs: Arc<Inbox<LogJob>>,
-    apply_jobs: Arc<Inbox<ApplyJob<E>>>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
 }
 
@@ -298,7 +304,7 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
 }
 
-enum LogJob {
+pub(crate) enum LogJob {
     Append {
         number: u64,
         entries: Vec<Entry>,
@@ -314,7 +320,7 @@ enum LogJob {
     },
 }
 
-enum ApplyJob<E> {
+pub(crate) enum ApplyJob<E> {
     Entries(Vec<Committed>),
     /// Go on with a snapshot, in an engine that replaces the one in a directory.
     Install {
@@ -359,7 +365,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             hub: machine.hub().clone(),
             gate: Gate::new(&config.auth, log.last_index()),
             pending: Arc::new(pending),
-            inputs: Inbox::new(),
+            work: Work::new(),
             lessor: Mutex::new(lessor),
             standing: watch::Sender::new(replica.standing()),
             place,
@@ -397,37 +403,50 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         let mut node = Node {
             shared: shared.clone(),
             log: log.clone(),
-            log_jobs: Arc::new(Inbox::new()),
-            apply_jobs: Arc::new(Inbox::new()),
             threads: Vec::new(),
         };
         upkeep_measure(&shared, &*log);
         // Before anybody is answered: it may have been shut off before it stopped.
         check_quarantine(&shared);
-        let (log_jobs, apply_jobs) = (node.log_jobs.clone(), node.apply_jobs.clone());
-        node.spawn("log", {
-            let (shared, log_jobs, log) = (shared.clone(), log_jobs.clone(), log.clone());
-            let apply_jobs = apply_jobs.clone();
-            move || write_log(&shared, &log_jobs, &*log, &apply_jobs)
-        })?;
-        node.spawn("apply", {
-            let (shared, apply_jobs) = (shared.clone(), apply_jobs.clone());
-            move || apply(&shared, &apply_jobs, machine)
-        })?;
-        node.spawn("replica", {
-            let (shared, log_jobs) = (shared.clone(), log_jobs.clone());
-            move || run_replica(&shared, replica, &log_jobs, &apply_jobs)
-        })?;
+        let member = Arc::new(Member {
+            stepping: Mutex::new(Stepping {
+                replica,
+                effects: Vec::new(),
+                readable: Vec::new(),
+            }),
+            writing: Mutex::new(Writing {
+                log: log.clone(),
+                jobs: VecDeque::new(),
+                faults: Faults::new(shared.config.fault_file.clone()),
+            }),
+            applying: Mutex::new(Applying {
+                machine,
+                jobs: VecDeque::new(),
+                entries: Vec::new(),
+                faults: Faults::new(shared.config.fault_file.clone()),
+                compaction_due: true,
+                next_step: Instant::now(),
+                compacting_since: None,
+            }),
+        });
+        for name in MEMBER_THREADS {
+            let (shared, member) = (shared.clone(), member.clone());
+            node.spawn(name, move || {
+                if let Err(error) = do_work(&shared, &member) {
+                    shared.fail(&error);
+                }
+            })?;
+        }
         node.spawn("clock", {
             let shared = shared.clone();
             move || run_clock(&shared)
         })?;
         node.spawn("upkeep", {
             let shared = shared.clone();
-            move || run_upkeep(&shared, &*log, &log_jobs)
+            move || run_upkeep(&shared, &*log)
         })?;
         // If there is nobody else to vote there is nothing to wait for.
-        shared.inputs.push(Input::Campaign);
+        shared.work.input(Input::Campaign);
         Ok(node)
     }
 
@@ -493,7 +512,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             return;
         }
         tracing::info!("handing leadership over before stopping");
-        shared.inputs.push(Input::Transfer(0));
+        shared.work.input(Input::Transfer(0));
         let begun = Instant::now();
         while (leads() || shared.leader.load(Ordering::Acquire) == 0)
             && begun.elapsed() < shared.config.election_timeout
@@ -535,9 +554,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
     fn end_threads(&mut self) {
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.pending.stop();
-        self.shared.inputs.close();
-        self.log_jobs.close();
-        self.apply_jobs.close();
+        self.shared.work.close();
         for (name, thread) in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!(name, "a thread ended by a panic");
@@ -552,78 +569,150 @@ impl<E: Engine, L: RaftLog> Drop for Node<E, L> {
     }
 }
 
-fn run_replica<E: Engine, L: RaftLog>(
-    shared: &Arc<Shared<E>>,
-    mut replica: Replica<L>,
-    log_jobs: &Inbox<LogJob>,
-    apply_jobs: &Inbox<ApplyJob<E>>,
-) {
-    let (mut inputs, mut effects, mut readable) = (Vec::new(), Vec::new(), Vec::new());
-    while shared.inputs.wait(&mut inputs) {
-        let ticks = inputs.iter().any(|input| matches!(input, Input::Tick));
-        if let Err(error) = replica.step(inputs.drain(..), &mut effects) {
-            return shared.fail(&error.to_string());
-        }
-        shared.committed.store(replica.committed(), Ordering::Relaxed);
-        shared
-            .metrics
-            .proposals_waiting
-            .store(replica.waiting().0 as u64, Ordering::Relaxed);
-        if ticks {
-            *shared.progress.lock() = replica.progress();
-        }
-        for effect in effects.drain(..) {
-            match effect {
-                Effect::Append {
-                    number,
-                    entries,
-                    hard_state,
-                    sync,
-                } => {
-                    log_jobs.push(LogJob::Append {
-                        number,
-                        entries,
-                        hard_state,
-                        sync,
-                    });
-                }
-                Effect::Apply(committed) => apply_jobs.push(ApplyJob::Entries(committed)),
-                Effect::Send(messages) => send(shared, &messages),
-                Effect::MakeSnapshot(to) => make_snapshot(shared, to),
-                Effect::SendSnapshot(to, message) => send_snapshot(shared, to, &message),
-                Effect::Install {
-                    number,
-                    index,
-                    term,
-                    hard_state,
-                } => log_jobs.push(LogJob::Install {
-                    number,
-                    index,
-                    term,
-                    hard_state,
-                }),
-                Effect::DropSnapshot => {
-                    if let Some((staged, waiter)) = shared.staged.lock().take() {
-                        drop(staged.engine);
-                        shared.place.remove(&staged.dir);
-                        let _ = waiter.try_send(false);
-                    }
-                }
-                Effect::ReadReady { id, index } => readable.push((id, index)),
-                Effect::Reject { id, error } => {
-                    shared.metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
-                    shared.pending.refuse(id, error);
-                }
-                Effect::Standing(standing) => take_standing(shared, standing),
+/// What the member's threads share of its work.
+struct Member<E: Engine, L: RaftLog> {
+    // Each is locked by the one thread that does this kind of work.
+    stepping: Mutex<Stepping<L>>,
+    writing: Mutex<Writing<L>>,
+    applying: Mutex<Applying<E>>,
+}
+
+struct Stepping<L: RaftLog> {
+    replica: Replica<L>,
+    // Kept for their memory.
+    effects: Vec<Effect>,
+    readable: Vec<(RequestId, RaftIndex)>,
+}
+
+struct Writing<L> {
+    log: Arc<L>,
+    /// What was taken up and is not done.
+    jobs: VecDeque<LogJob>,
+    faults: Faults,
+}
+
+struct Applying<E: Engine> {
+    machine: Machine<E>,
+    /// What was taken up and is not done.
+    jobs: VecDeque<ApplyJob<E>>,
+    // Kept for its memory.
+    entries: Vec<Committed>,
+    faults: Faults,
+    compaction_due: bool,
+    /// When the next step of it is due.
+    next_step: Instant,
+    /// When the compaction under way began.
+    compacting_since: Option<Instant>,
+}
+
+/// Does whatever work there is until the node stops. An error is final.
+fn do_work<E: Engine, L: RaftLog>(shared: &Arc<Shared<E>>, member: &Member<E, L>) -> Result<(), String> {
+    let mut hands = Hands::default();
+    let mut done = None;
+    while let Some(kind) = shared.work.next(done, &mut hands) {
+        let again = match kind {
+            Kind::Step => {
+                step(shared, &mut member.stepping.lock(), &mut hands.inputs)?;
+                Again::No
             }
-        }
-        // Those that share a round are woken together.
-        api::wake::together(|| {
-            for (id, index) in readable.drain(..) {
-                shared.pending.answer_read(id, Ok(index));
+            Kind::Write => {
+                let mut writing = member.writing.lock();
+                writing.jobs.append(&mut hands.writes);
+                write_log(shared, &mut writing)?
             }
-        });
+            Kind::Apply => {
+                let mut applying = member.applying.lock();
+                applying.jobs.append(&mut hands.applies);
+                apply(shared, &mut applying)?
+            }
+        };
+        done = Some((kind, again));
     }
+    Ok(())
+}
+
+fn step<E: Engine, L: RaftLog>(
+    shared: &Arc<Shared<E>>,
+    stepping: &mut Stepping<L>,
+    inputs: &mut Vec<Input>,
+) -> Result<(), String> {
+    let Stepping {
+        replica,
+        effects,
+        readable,
+    } = stepping;
+    let ticks = inputs.iter().any(|input| matches!(input, Input::Tick));
+    replica
+        .step(inputs.drain(..), effects)
+        .map_err(|error| error.to_string())?;
+    shared.committed.store(replica.committed(), Ordering::Relaxed);
+    shared
+        .metrics
+        .proposals_waiting
+        .store(replica.waiting().0 as u64, Ordering::Relaxed);
+    if ticks {
+        *shared.progress.lock() = replica.progress();
+    }
+    let (mut messages, mut writes, mut applies) = (Vec::new(), Vec::new(), Vec::new());
+    for effect in effects.drain(..) {
+        match effect {
+            Effect::Append {
+                number,
+                entries,
+                hard_state,
+                sync,
+            } => writes.push(LogJob::Append {
+                number,
+                entries,
+                hard_state,
+                sync,
+            }),
+            Effect::Apply(committed) => applies.push(ApplyJob::Entries(committed)),
+            Effect::Send(more) => messages.extend(more),
+            Effect::MakeSnapshot(to) => make_snapshot(shared, to),
+            Effect::SendSnapshot(to, message) => send_snapshot(shared, to, &message),
+            Effect::Install {
+                number,
+                index,
+                term,
+                hard_state,
+            } => writes.push(LogJob::Install {
+                number,
+                index,
+                term,
+                hard_state,
+            }),
+            Effect::DropSnapshot => {
+                if let Some((staged, waiter)) = shared.staged.lock().take() {
+                    drop(staged.engine);
+                    shared.place.remove(&staged.dir);
+                    let _ = waiter.try_send(false);
+                }
+            }
+            Effect::ReadReady { id, index } => readable.push((id, index)),
+            Effect::Reject { id, error } => {
+                shared.metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
+                shared.pending.refuse(id, error);
+            }
+            Effect::Standing(standing) => take_standing(shared, standing),
+        }
+    }
+    // Those that share a round are woken together.
+    api::wake::together(|| {
+        for (id, index) in readable.drain(..) {
+            shared.pending.answer_read(id, Ok(index));
+        }
+    });
+    // Before the log is written, and those to the same peer together: one wake-up of the connection and one frame.
+    if !messages.is_empty() {
+        send(shared, &messages);
+    }
+    shared.work.hand_on(|work| {
+        writes.into_iter().for_each(|write| work.write(write));
+        applies.into_iter().for_each(|apply| work.apply(apply));
+        work.let_proposals_wait(replica.lets_proposals_wait());
+    });
+    Ok(())
 }
 
 fn take_standing<E: Engine>(shared: &Shared<E>, standing: Standing) {
@@ -715,7 +804,7 @@ fn make_snapshot<E: Engine>(shared: &Arc<Shared<E>>, to: MemberId) {
                     snapshot_index = index,
                     "a member needs a snapshot"
                 );
-                shared.inputs.push(Input::SnapshotMade {
+                shared.work.input(Input::SnapshotMade {
                     to,
                     index,
                     term,
@@ -727,7 +816,7 @@ fn make_snapshot<E: Engine>(shared: &Arc<Shared<E>>, to: MemberId) {
     };
     if let Err(error) = snapshot::take(shared.reader.engine(), ready) {
         tracing::warn!(%error, "a snapshot cannot be made");
-        shared.inputs.push(Input::SnapshotSent { to, done: false });
+        shared.work.input(Input::SnapshotSent { to, done: false });
     }
 }
 
@@ -740,7 +829,7 @@ fn send_snapshot<E: Engine>(shared: &Arc<Shared<E>>, to: MemberId, message: &Mes
         of_index.and_then(|held| held.source.take())
     };
     let (Some((runtime, transport)), Some(source)) = (shared.transport.get(), source) else {
-        return shared.inputs.push(Input::SnapshotSent { to, done: false });
+        return shared.work.input(Input::SnapshotSent { to, done: false });
     };
     // The same snapshot to the same member from the same start of this one: what arrived of it stays of use.
     let id = [shared.config.replica.incarnation, shared.pending.next_id(), index].map(u64::to_be_bytes);
@@ -766,7 +855,7 @@ fn send_snapshot<E: Engine>(shared: &Arc<Shared<E>>, to: MemberId, message: &Mes
             Err(error) => tracing::warn!(to = to_hex, %error, "a snapshot was not sent"),
         }
         shared.held.lock().remove(&to);
-        shared.inputs.push(Input::SnapshotSent { to, done });
+        shared.work.input(Input::SnapshotSent { to, done });
     });
 }
 
@@ -795,165 +884,162 @@ fn install<E: Engine, L: RaftLog>(
     })
 }
 
-fn write_log<E: Engine, L: RaftLog>(
-    shared: &Shared<E>,
-    jobs: &Inbox<LogJob>,
-    log: &L,
-    apply_jobs: &Inbox<ApplyJob<E>>,
-) {
-    let mut faults = Faults::new(shared.config.fault_file.clone());
-    let mut waiting = Vec::new();
-    while jobs.wait(&mut waiting) {
-        let mut jobs = waiting.drain(..).peekable();
-        while let Some(job) = jobs.next() {
-            match job {
-                LogJob::Append {
-                    mut number,
-                    mut entries,
-                    mut hard_state,
-                    mut sync,
-                } => {
-                    // One write and one fdatasync for all that wait, unless an entry replaces one of the same write.
-                    while let Some(LogJob::Append { .. }) = jobs.peek().filter(|job| match (job, entries.last()) {
-                        (LogJob::Append { entries: next, .. }, Some(last)) => {
-                            next.first().is_none_or(|next| next.index == last.index + 1)
-                        }
-                        _ => true,
-                    }) && let Some(LogJob::Append {
-                        number: n,
-                        entries: e,
-                        hard_state: h,
-                        sync: s,
-                    }) = jobs.next()
-                    {
-                        number = n;
-                        entries.extend(e);
-                        hard_state = h.or(hard_state);
-                        sync |= s;
+/// Writes once, and says whether there is more to write.
+fn write_log<E: Engine, L: RaftLog>(shared: &Shared<E>, writing: &mut Writing<L>) -> Result<Again, String> {
+    let Writing { log, jobs, faults } = writing;
+    while let Some(job) = jobs.pop_front() {
+        match job {
+            LogJob::Append {
+                mut number,
+                mut entries,
+                mut hard_state,
+                mut sync,
+            } => {
+                // One write and one fdatasync for all that wait, unless an entry replaces one of the same write.
+                let fits = |job: &mut LogJob, last: Option<&Entry>| match (job, last) {
+                    (LogJob::Append { entries: next, .. }, Some(last)) => {
+                        next.first().is_none_or(|next| next.index == last.index + 1)
                     }
-                    faults.delay_log();
-                    match log.append(&entries, hard_state.as_ref(), sync) {
-                        Ok(stats) => shared.metrics.appended(entries.len(), stats),
-                        Err(error) => return shared.fail(&error.to_string()),
-                    }
-                    shared.inputs.push(Input::Persisted(number));
+                    (LogJob::Append { .. }, None) => true,
+                    _ => false,
+                };
+                while let Some(LogJob::Append {
+                    number: n,
+                    entries: e,
+                    hard_state: h,
+                    sync: s,
+                }) = jobs.pop_front_if(|job| fits(job, entries.last()))
+                {
+                    number = n;
+                    entries.extend(e);
+                    hard_state = h.or(hard_state);
+                    sync |= s;
                 }
-                LogJob::Trim(index) => {
-                    // One that was asked for before a snapshot came has nothing to do any more.
-                    let index = index.min(log.last_index() + 1);
-                    if index > log.first_index()
-                        && let Err(error) = log.trim(index)
-                    {
-                        return shared.fail(&error.to_string());
-                    }
+                faults.delay_log();
+                let stats = log.append(&entries, hard_state.as_ref(), sync);
+                shared
+                    .metrics
+                    .appended(entries.len(), stats.map_err(|error| error.to_string())?);
+                shared.work.hand_on(|work| work.input(Input::Persisted(number)));
+                break;
+            }
+            LogJob::Trim(index) => {
+                // One that was asked for before a snapshot came has nothing to do any more.
+                let index = index.min(log.last_index() + 1);
+                if index > log.first_index() {
+                    log.trim(index).map_err(|error| error.to_string())?;
                 }
-                LogJob::Install {
-                    number,
-                    index,
-                    term,
-                    hard_state,
-                } => match install(shared, log, index, term, &hard_state) {
-                    Ok(job) => {
-                        apply_jobs.push(job);
-                        shared.inputs.push(Input::Persisted(number));
-                    }
-                    Err(error) => return shared.fail(&error),
-                },
+            }
+            LogJob::Install {
+                number,
+                index,
+                term,
+                hard_state,
+            } => {
+                let job = install(shared, &**log, index, term, &hard_state)?;
+                shared.work.hand_on(|work| {
+                    work.apply(job);
+                    work.input(Input::Persisted(number));
+                });
+                break;
             }
         }
     }
+    Ok(if jobs.is_empty() { Again::No } else { Again::Now })
 }
 
-fn apply<E: Engine>(shared: &Shared<E>, jobs: &Inbox<ApplyJob<E>>, mut machine: Machine<E>) {
-    let mut faults = Faults::new(shared.config.fault_file.clone());
-    let mut waiting: Vec<ApplyJob<E>> = Vec::new();
-    let mut entries: Vec<Committed> = Vec::new();
-    let mut compaction_due = true;
-    let mut next_step = Instant::now();
-    // When the compaction under way began.
-    let mut compacting_since = None;
-    loop {
-        // While there is compaction to do, look for work but do not wait for it.
-        let pause = next_step.saturating_duration_since(Instant::now());
-        let open = if !waiting.is_empty() || (compaction_due && pause.is_zero()) {
-            jobs.take(&mut waiting)
-        } else if compaction_due {
-            jobs.wait_for(pause, &mut waiting)
-        } else {
-            jobs.wait(&mut waiting)
-        };
-        if !open {
-            return;
-        }
-        let mut replacement = None;
-        let mut jobs_done = 0;
-        for job in &mut waiting {
-            jobs_done += 1;
-            match job {
-                ApplyJob::Entries(committed) => entries.append(committed),
-                ApplyJob::Install { .. } => break,
-            }
-        }
-        for job in waiting.drain(..jobs_done) {
-            if let ApplyJob::Install {
+/// Applies what there is, takes a step of compaction if that is due, and says when the next one is.
+fn apply<E: Engine>(shared: &Shared<E>, applying: &mut Applying<E>) -> Result<Again, String> {
+    let Applying {
+        machine,
+        jobs,
+        entries,
+        faults,
+        compaction_due,
+        next_step,
+        compacting_since,
+    } = applying;
+    let mut replacement = None;
+    while let Some(job) = jobs.pop_front() {
+        match job {
+            ApplyJob::Entries(mut committed) => entries.append(&mut committed),
+            ApplyJob::Install {
                 engine,
                 replaced,
                 waiter,
-            } = job
-            {
+            } => {
                 replacement = Some((engine, replaced, waiter));
+                break;
             }
-        }
-        faults.corrupt(&mut entries);
-        let mut rest = &entries[..];
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(fitting(rest));
-            match apply_some(shared, &mut machine, now) {
-                Ok(due) => compaction_due |= due,
-                Err(error) => return shared.fail(&error.to_string()),
-            }
-            rest = later;
-        }
-        entries.clear();
-        if let Some((engine, replaced, waiter)) = replacement {
-            shared.metrics.snapshots_installing.store(1, Ordering::Relaxed);
-            if let Err(error) = take_over(shared, &mut machine, engine, replaced) {
-                return shared.fail(&error.to_string());
-            }
-            shared.metrics.snapshots_installing.store(0, Ordering::Relaxed);
-            compaction_due = true;
-            let _ = waiter.try_send(true);
-        }
-        if compaction_due && next_step <= Instant::now() {
-            let step_begun = Instant::now();
-            let since = *compacting_since.get_or_insert(step_begun);
-            match machine.compact_step(shared.config.compaction_batch_keys) {
-                Ok(CompactionProgress::Going { scanned }) => {
-                    shared.metrics.compaction_step(scanned, step_begun.elapsed());
-                    next_step = Instant::now() + shared.config.compaction_pause;
-                }
-                Ok(CompactionProgress::Idle) => {
-                    compaction_due = false;
-                    compacting_since = None;
-                }
-                Ok(CompactionProgress::Done { revision }) => {
-                    compaction_due = false;
-                    compacting_since = None;
-                    shared.metrics.compacted(since.elapsed());
-                    tracing::info!(
-                        compact_revision = revision,
-                        took_ms = since.elapsed().as_millis() as u64,
-                        "finished scheduled compaction"
-                    );
-                    shared.compacted.send_replace(revision);
-                }
-                Err(error) => return shared.fail(&error.to_string()),
-            }
-        }
-        if let Some(error) = shared.hub.failure() {
-            return shared.fail(&error.to_string());
         }
     }
+    faults.corrupt(entries);
+    let mut rest = &entries[..];
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(fitting(rest));
+        let (input, due) = apply_some(shared, machine, now).map_err(|error| error.to_string())?;
+        *compaction_due |= due;
+        rest = later;
+        if is_quiet(shared, &input) {
+            shared.work.input_quietly(input);
+        } else if rest.is_empty() && replacement.is_none() && !*compaction_due {
+            shared.work.hand_on(|work| work.input(input));
+        } else {
+            // This thread has more to do first.
+            shared.work.input(input);
+        }
+    }
+    entries.clear();
+    if let Some((engine, replaced, waiter)) = replacement {
+        shared.metrics.snapshots_installing.store(1, Ordering::Relaxed);
+        take_over(shared, machine, engine, replaced).map_err(|error| error.to_string())?;
+        shared.metrics.snapshots_installing.store(0, Ordering::Relaxed);
+        *compaction_due = true;
+        let _ = waiter.try_send(true);
+    }
+    if *compaction_due && *next_step <= Instant::now() {
+        let step_begun = Instant::now();
+        let since = *compacting_since.get_or_insert(step_begun);
+        match machine.compact_step(shared.config.compaction_batch_keys) {
+            Ok(CompactionProgress::Going { scanned }) => {
+                shared.metrics.compaction_step(scanned, step_begun.elapsed());
+                *next_step = Instant::now() + shared.config.compaction_pause;
+            }
+            Ok(CompactionProgress::Idle) => {
+                *compaction_due = false;
+                *compacting_since = None;
+            }
+            Ok(CompactionProgress::Done { revision }) => {
+                *compaction_due = false;
+                *compacting_since = None;
+                shared.metrics.compacted(since.elapsed());
+                tracing::info!(
+                    compact_revision = revision,
+                    took_ms = since.elapsed().as_millis() as u64,
+                    "finished scheduled compaction"
+                );
+                shared.compacted.send_replace(revision);
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    if let Some(error) = shared.hub.failure() {
+        return Err(error.to_string());
+    }
+    Ok(if !jobs.is_empty() {
+        Again::Now
+    } else if *compaction_due {
+        Again::At(*next_step)
+    } else {
+        Again::No
+    })
+}
+
+/// Whether the replica need not be stepped for this.
+fn is_quiet<E: Engine>(shared: &Shared<E>, applied: &Input) -> bool {
+    // A term may just have begun here, which makes reads possible; or others have a vote from now on.
+    matches!(applied, Input::Applied { member_changes, .. } if member_changes.is_empty())
+        && shared.reads_locally.load(Ordering::Acquire)
 }
 
 /// Goes on with the state of a snapshot.
@@ -1010,11 +1096,12 @@ fn fitting(entries: &[Committed]) -> usize {
     fits.count().max(1)
 }
 
+/// Applies entries. Returns what the replica is to be told, and whether there is compaction to do.
 fn apply_some<E: Engine>(
     shared: &Shared<E>,
     machine: &mut Machine<E>,
     entries: &[Committed],
-) -> Result<bool, mvcc::machine::ApplyError> {
+) -> Result<(Input, bool), mvcc::machine::ApplyError> {
     let begun = Instant::now();
     // The lease's clock hears of it before anybody can see it: who watched a lease's key go finds no lease.
     let applied = machine.apply_telling(entries, |changes| {
@@ -1054,18 +1141,11 @@ fn apply_some<E: Engine>(
     check_quarantine(shared);
     shared.pending.answer_all(applied.replies);
     shared.applied.send_replace(index);
-    let quietly = shared.reads_locally.load(Ordering::Acquire) && applied.member_changes.is_empty();
     let input = Input::Applied {
         index,
         member_changes: applied.member_changes,
     };
-    if quietly {
-        shared.inputs.push_quietly(input);
-    } else {
-        // Its term may just have begun here, which makes reads possible; or others have a vote from now on.
-        shared.inputs.push(input);
-    }
-    Ok(applied.compaction_due)
+    Ok((input, applied.compaction_due))
 }
 
 fn run_clock<E: Engine>(shared: &Shared<E>) {
@@ -1083,7 +1163,7 @@ fn run_clock<E: Engine>(shared: &Shared<E>) {
             if now.saturating_duration_since(next_tick) >= shared.config.tick && leads() {
                 shared.metrics.heartbeats_late.fetch_add(1, Ordering::Relaxed);
             }
-            shared.inputs.push(Input::Tick);
+            shared.work.input(Input::Tick);
             expire_proposals(shared, now);
             // After a pause, time that was missed is not made up for in a burst.
             next_tick = (next_tick + shared.config.tick).max(now);
@@ -1132,7 +1212,7 @@ fn propose_unasked<E: Engine>(shared: &Shared<E>, action: Action, leader_term: u
     let id = shared.pending.next_id();
     let member = Caller::MEMBER;
     let operation = Operation::of_user(id, member.name.to_owned(), member.revision, action);
-    shared.inputs.push(Input::Propose(Proposal {
+    shared.work.input(Input::Propose(Proposal {
         id,
         operation: encode_operation(&operation),
         leader_term,
@@ -1258,7 +1338,7 @@ fn upkeep_quota<E: Engine>(shared: &Shared<E>) {
     }
 }
 
-fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inbox<LogJob>) {
+fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L) {
     let mut written_at_flush = shared.metrics.log_bytes_written();
     let mut flushed = Instant::now();
     while !shared.stopping() {
@@ -1280,7 +1360,7 @@ fn run_upkeep<E: Engine, L: RaftLog>(shared: &Shared<E>, log: &L, log_jobs: &Inb
         };
         let to = trim_to(shared, durable);
         if to > log.first_index() {
-            log_jobs.push(LogJob::Trim(to));
+            shared.work.write(LogJob::Trim(to));
         }
         let applied = *shared.applied.borrow();
         let unflushed = applied > durable;
@@ -1332,7 +1412,7 @@ fn check_quarantine<E: Engine>(shared: &Shared<E>) {
         if is_corrupt {
             tracing::error!("this member's state differs from that of the others: it answers nobody; replace it");
         }
-        shared.inputs.push(Input::Quarantine(is_corrupt));
+        shared.work.input(Input::Quarantine(is_corrupt));
     }
 }
 

@@ -127,7 +127,7 @@ impl<E: Engine> NodeStore<E> {
         if quota == 0 || shared.reader.data_bytes() + shared.pending.len().1 as u64 + cost < quota {
             return Ok(());
         }
-        self.raise_full_alarm().await;
+        Box::pin(self.raise_full_alarm()).await;
         Err(Error::NoSpace)
     }
 
@@ -195,8 +195,9 @@ impl<E: Engine> NodeStore<E> {
         let applied = *self.shared.applied.borrow();
         match self.who_now() {
             Err(Error::InvalidAuthToken) if self.may_know_after(applied) => {
-                // Whoever gave the token out had applied its entry, and after this so has this member.
-                self.linearize().await?;
+                // Whoever gave the token out had applied its entry, and after this so has this member. Boxed, so that
+                // every other call is smaller: its future is moved a few times before it is first looked at.
+                Box::pin(self.linearize()).await?;
                 self.who_now()
             }
             who => who,
@@ -357,7 +358,7 @@ impl<E: Engine> NodeStore<E> {
         }
         let due = Instant::now() + shared.config.limits.request_timeout;
         let mut place = shared.pending.enter(id, operation.len(), due)?;
-        shared.inputs.push(input(Proposal {
+        shared.work.proposal(input(Proposal {
             id,
             operation,
             leader_term: 0,
@@ -472,7 +473,7 @@ impl<E: Engine> NodeStore<E> {
         let wait = async {
             let id = shared.pending.next_id();
             let ready = shared.pending.enter_read(id)?;
-            shared.inputs.push(Input::ReadIndex(id));
+            shared.work.input(Input::ReadIndex(id));
             let index = ready.await.unwrap_or(Err(Error::Stopped));
             shared.metrics.read_indexed(index.is_ok(), begun.elapsed());
             let index = index?;
@@ -878,7 +879,7 @@ impl<E: Engine> Store for NodeStore<E> {
         if membership.get(to).is_none_or(|member| member.is_learner) {
             return Err(Error::BadLeaderTransferee);
         }
-        shared.inputs.push(Input::Transfer(to));
+        shared.work.input(Input::Transfer(to));
         let moved = standing.wait_for(|standing| standing.leader == to);
         match tokio::time::timeout(shared.config.limits.request_timeout, moved).await {
             Ok(Ok(_)) => Ok(()),
