@@ -10,7 +10,7 @@ known=crates/sim/benches/guard.txt
 [ -e "$known" ] || [ "${1:-}" = update ] || { echo "there is no $known yet: scripts/bench-check.sh update" >&2; exit 1; }
 command -v valgrind >/dev/null || { echo "bench-check needs valgrind: apt-get install valgrind" >&2; exit 1; }
 
-guard=$(cargo bench --locked -p metastore-sim --bench guard --no-run --message-format=json |
+guard=$(cargo bench --locked --workspace --bench guard --no-run --message-format=json |
     sed -n 's/.*"name":"guard".*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 [ -x "$guard" ] || { echo "the benchmark was not built" >&2; exit 1; }
 

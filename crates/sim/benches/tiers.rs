@@ -1,5 +1,5 @@
 //! What each idea of the write path is worth: the tiers of the report that MetaStore started from, on RocksDB, in one
-//! run: `cargo bench -p metastore-sim --bench tiers`. docs/benchmarks.md has a run beside that report's claims.
+//! run: `cargo bench --workspace --bench tiers`. docs/benchmarks.md has a run beside that report's claims.
 //!
 //! Tier 3 runs in virtual time, where a message takes a millisecond and a log write another; all else is measured.
 
