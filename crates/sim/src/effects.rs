@@ -1,4 +1,4 @@
-//! A member takes a step, and what it wants done is begun, as the server's replica thread does.
+//! A member takes a step, and what it wants done is begun, as the server does.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
