@@ -246,8 +246,8 @@ pub(super) const IF_NONE_MATCH: &RequestField = &RequestField {
 pub(super) const LAST_EVENT_ID: &RequestField = &RequestField {
     name: "Last-Event-ID",
     about: "The id of the last event that was received; what comes after it is sent. Counts before `from_revision` and \
-            `after_revision`.",
-    pattern: "^(0|[1-9][0-9]{0,17})$",
+            `after_revision`; an empty one does not.",
+    pattern: "^(0|[1-9][0-9]{0,18})?$",
 };
 const ETAG_PATTERN: &str = r#"^(\*|(W/)?"[!#-~]{1,30}")$"#;
 

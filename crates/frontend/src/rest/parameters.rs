@@ -173,7 +173,7 @@ impl Kind {
 }
 
 /// A number in decimal, as JSON writes whole numbers: no plus, no leading zeros.
-fn number(text: &str) -> Option<i64> {
+pub(super) fn number(text: &str) -> Option<i64> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     let plain = text == "0"
         || (!digits.is_empty() && !digits.starts_with('0') && digits.bytes().all(|byte| byte.is_ascii_digit()));

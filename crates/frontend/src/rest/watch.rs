@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 
 use super::headers::negotiate;
 use super::json::{ChangesBody, Encoding, EventBody};
-use super::parameters::{Parameters, Selection, encode};
+use super::parameters::{Parameters, Selection, encode, number};
 use super::problem::{INVALID_PARAMETER, Problem};
 use super::{BASE, Call, JSON, Shared, json_bytes, json_response};
 
@@ -119,7 +119,7 @@ fn start_revision<S: Store>(call: &Call<S>) -> Result<Option<Revision>, Problem>
     }
     // A browser that comes back repeats its URL: what it saw last counts before where it once began.
     if let Some(last) = call.headers.get(LAST_EVENT_ID).filter(|last| !last.is_empty()) {
-        let last: Option<Revision> = last.to_str().ok().and_then(|last| last.trim().parse().ok());
+        let last = last.to_str().ok().and_then(|last| number(last.trim()));
         return match last.filter(|last| (0..i64::MAX).contains(last)) {
             Some(last) => Ok(Some(last + 1)),
             None => Err(Problem::header(

@@ -106,8 +106,18 @@ async fn streams_resume_without_loss(storage: Storage) {
     }
     writing.await.unwrap();
     assert_eq!(seen, (0..500).map(|at| at.to_string()).collect::<Vec<_>>());
-    let refused = http.send("GET", "/api/v1/watch", &[("last-event-id", "x")], "").await;
-    assert_eq!(refused.problem(400, "invalid-header")["header"], "last-event-id");
+    for wrong in ["x", "+5", "05", "-1", "9223372036854775807"] {
+        let refused = http.send("GET", "/api/v1/watch", &[("last-event-id", wrong)], "").await;
+        assert_eq!(
+            refused.problem(400, "invalid-header")["header"],
+            "last-event-id",
+            "{wrong}"
+        );
+    }
+    // An empty one is none, as some clients send it.
+    let path = "/api/v1/watch?prefix=r/&from_revision=2&wait=10s";
+    let polled = http.send("GET", path, &[("last-event-id", "")], "").await.ok();
+    assert_eq!(polled["events"][0]["value"], "0");
 }
 
 async fn streams_say_that_they_live(storage: Storage) {
