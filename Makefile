@@ -4,11 +4,12 @@
 # make bench  the benchmarks
 # make bench-check  counts the instructions of the hot paths; fails if one takes more than it did
 # make sim    clusters under simulation, all cores, until it is interrupted; DURATION=10m to end, SIM="--seed 7" for one seed
+# make fuzz   the fuzz targets, 10 minutes each (scripts/fuzz.sh); needs cargo-fuzz
 # make robustness  random faults on a real cluster, on each engine; DURATION=10m SEED=7 for more than 40 s each
 # make compat  etcd's own tests and clients in several languages against our binary; compat-ci is a part of a few minutes
 # Flags for the node: make run ARGS="--storage memory"
 
-.PHONY: run test check lint deny bench bench-check robustness sim compat compat-ci deps test-deps
+.PHONY: run test check lint deny bench bench-check fuzz robustness sim compat compat-ci deps test-deps
 
 run: deps
 	cargo run --locked --release -p metastore -- $(ARGS)
@@ -23,6 +24,9 @@ sim: deps
 
 robustness: test-deps
 	scripts/robustness.sh
+
+fuzz:
+	scripts/fuzz.sh
 
 compat: test-deps
 	cargo build --locked --workspace --bin metastore

@@ -366,44 +366,14 @@ mod tests {
         }
     }
 
-    /// The same on what becomes of them by chance. `METASTORE_FUZZ_ITERATIONS` has it go on for longer, where there is
-    /// no fuzzer.
+    /// The same on what becomes of them by chance.
     #[test]
     fn damaged_requests_are_refused_or_mean_the_same() {
         const PIECES: [&str; 16] = [
             "{", "}", "[", "]", ",", ":", "\"", "\\u", "null", "1e9", "-", "\"YQ==\"", "\"key\":", "\u{e9}", "\n",
             "0.0",
         ];
-        let iterations =
-            std::env::var("METASTORE_FUZZ_ITERATIONS").map_or(20_000_u64, |text| text.parse().expect("a number"));
-        // xorshift64: any seed but 0 will do, and the same one makes the same requests.
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as usize % below
-        };
-        for _ in 0..iterations {
-            let mut data = vec![random(256) as u8, random(256) as u8];
-            data.extend_from_slice(BODIES[random(BODIES.len())].as_bytes());
-            for _ in 0..=random(4) {
-                let at = 2 + random(data.len() - 2);
-                match random(5) {
-                    0 => data[at] = random(256) as u8,
-                    1 => drop(data.remove(at)),
-                    2 => drop(data.splice(at..at, PIECES[random(PIECES.len())].bytes())),
-                    3 => data.truncate(at),
-                    _ => {
-                        let other = BODIES[random(BODIES.len())].as_bytes();
-                        drop(data.splice(at..at, other[random(other.len())..].iter().copied()));
-                    }
-                }
-                if data.len() < 3 {
-                    break;
-                }
-            }
-            fuzz_request(&data);
-        }
+        let bodies = BODIES.map(str::as_bytes);
+        crate::fuzzing::damage(&bodies, &PIECES, 2, fuzz_request);
     }
 }

@@ -300,3 +300,102 @@ fn see_page() -> Response {
     response.headers_mut().insert(LOCATION, location);
     response
 }
+
+/// Reads the first byte as a choice of operation, and lines as a path's variable, a query, header fields and, after an
+/// empty line, a body.
+///
+/// # Panics
+/// If something that was read does not come out the same when it is written and read again.
+pub fn fuzz_request(data: &[u8]) {
+    let Some((choice, rest)) = data.split_first() else {
+        return;
+    };
+    let operation = &operations::OPERATIONS[usize::from(*choice) % operations::OPERATIONS.len()];
+    let mut lines = rest.split(|byte| *byte == b'\n');
+    let mut line = || lines.next().unwrap_or_default();
+    let (path, query) = (line(), line());
+    if let Ok(argument) = std::str::from_utf8(path).map(decode_path) {
+        check(argument.map(|argument| {
+            let again = decode_path(&parameters::encode(&argument)).expect("what is encoded is well formed");
+            assert_eq!(again, argument);
+        }));
+    }
+    if let Ok(query) = std::str::from_utf8(query) {
+        check(Parameters::parse(query, operation.parameters).map(|parameters| {
+            check(parameters::Selection::of_parameters(&parameters).map(drop));
+        }));
+    }
+    let mut fields = HeaderMap::new();
+    for field in std::iter::from_fn(|| Some(line()).filter(|line| !line.is_empty())) {
+        let Some(colon) = field.iter().position(|byte| *byte == b':') else {
+            continue;
+        };
+        let name = http::HeaderName::from_bytes(&field[..colon]);
+        let value = HeaderValue::from_bytes(&field[colon + 1..]);
+        if let (Ok(name), Ok(value)) = (name, value) {
+            fields.append(name, value);
+        }
+    }
+    check(Authorization::of(&fields).map(drop));
+    check(headers::negotiate(&fields, &[JSON, "text/plain; charset=utf-8"]).map(drop));
+    check(headers::Conditions::of(&fields).and_then(|conditions| {
+        let _ = conditions.of_read(7);
+        conditions.compares(&Bytes::from_static(b"k")).map(drop)
+    }));
+    let body = lines.collect::<Vec<_>>().join(&b'\n');
+    check(txn::fuzz_body(&body));
+}
+
+/// A refusal must be one that can be sent.
+fn check(result: Result<(), Problem>) {
+    if let Err(problem) = result {
+        let body: serde_json::Value = serde_json::from_slice(&problem.body()).expect("a problem is JSON");
+        assert!(body["type"].is_string() && body["detail"].is_string(), "{body}");
+        assert!(problem.into_response().status().is_client_error());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUESTS: [&[u8]; 5] = [
+        b"a%2Fb%ff\nprefix=a&start=%00&end=b&limit=3&sort=-key\naccept: application/json;q=0.5, */*\n\n{}",
+        b"%zz\nlease=0&wait=1h\nif-match: \"7\"\nif-none-match: *\nauthorization: Basic YTpi\n\n[]",
+        b"\xff\nkey=&prefix=\naccept: a\nif-match: W/\"x\", \"y\"\nauthorization: Bearer \n\nnull",
+        b"%\nrevision=-0&wait=0&wait=0\naccept: \xff\n\n{\"compare\":[{\"key\":\"a\",\"exists\":true,\"op\":\"!=\"}],\
+          \"then\":[{\"put\":{\"key\":\"a\",\"value_base64\":\"/w==\"}},{\"txn\":{\"else\":[{\"delete\":{\"prefix\":\"b\"}}]}}]}",
+        b"k\n=&&%3d\n\n{\"then\":[{\"get\":{\"limit\":-1}},{\"delete\":{}},{\"put\":{\"lease\":\"0\"}}]}",
+    ];
+
+    /// What the fuzz target checks, for each operation, on requests that have all kinds of values.
+    #[test]
+    fn requests_are_read_or_refused() {
+        fuzz_request(&[]);
+        for choice in 0..u8::try_from(operations::OPERATIONS.len()).expect("they are few") {
+            for request in REQUESTS {
+                fuzz_request(&[&[choice], request].concat());
+            }
+        }
+    }
+
+    /// The same on what becomes of them by chance.
+    #[test]
+    fn damaged_requests_are_read_or_refused() {
+        const PIECES: [&str; 12] = [
+            "%",
+            "%00",
+            "&",
+            "=",
+            "\n",
+            "\n\n",
+            "\"",
+            "{",
+            "[",
+            ",",
+            "if-match: W/",
+            "9999999999999999999",
+        ];
+        crate::fuzzing::damage(&REQUESTS, &PIECES, 1, fuzz_request);
+    }
+}

@@ -547,6 +547,40 @@ pub(crate) fn initial_cluster(text: &str) -> Result<BTreeMap<String, Vec<Url>>, 
     Ok(members)
 }
 
+/// Reads a configuration file and makes of it what a start would, without opening anything.
+///
+/// # Panics
+/// If an error is not one line that says what is wrong, or the same file is read in two ways.
+#[doc(hidden)]
+pub fn fuzz_file(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let settings = match crate::flags::file::parse(text) {
+        Ok(settings) => settings,
+        Err(error) => {
+            assert!(!error.is_empty() && !error.contains('\n'), "{error:?}");
+            return;
+        }
+    };
+    // Names would be looked up on the network.
+    let members = initial_cluster(settings.text("initial-cluster")).unwrap_or_default();
+    let urls = members
+        .values()
+        .flatten()
+        .chain(settings.urls("initial-advertise-peer-urls"));
+    let names = urls.filter(|url| url.host().parse::<std::net::IpAddr>().is_err());
+    if !members.is_empty() && names.count() > 0 {
+        return;
+    }
+    match Config::from_settings(&settings) {
+        Ok((config, _)) => {
+            let again = crate::flags::file::parse(text).map(|settings| Config::from_settings(&settings));
+            let again = again.ok().and_then(Result::ok).map(|(config, _)| config);
+            assert_eq!(again, Some(config));
+        }
+        Err(failure) => assert!(!failure.message.is_empty()),
+    }
+}
+
 /// The addresses behind URLs, so that localhost and 127.0.0.1 compare equal; none if a name has no address.
 fn addresses(urls: &[Url]) -> Option<Vec<std::net::SocketAddr>> {
     let mut addresses = Vec::new();
@@ -981,5 +1015,62 @@ mod tests {
         );
         assert_eq!(log.level, LogLevel::Fatal);
         assert!(config(&["--log-outputs=/dev/null"]).unwrap().0.log.outputs.is_empty());
+    }
+
+    /// What the fuzz target checks.
+    #[test]
+    fn files_are_read_or_refused() {
+        for text in [
+            "",
+            "name: a\ninitial-cluster: a=http://127.0.0.1:1\ninitial-advertise-peer-urls: http://127.0.0.1:1\n",
+            "initial-cluster: ','\n",
+            "listen-client-urls: [http://127.0.0.1:0, 'unix://x']\nelection-timeout: 99999999999999999999\n",
+            "heartbeat-interval: -1\n",
+            "quota-backend-bytes: -1\nauto-compaction-retention: 1h30m\nauto-compaction-mode: revision\n",
+            "feature-gates: AllAlpha=true,X=false\nlog-rotation-config-json: '{\"maxsize\": -1}'\n",
+            "a: &a [*a]\n",
+            "a: &a {b: &b {c: *b}}\n<<: *a\n",
+            "? [x]\n: y\n",
+            "auth-token: jwt,pub-key=,sign-method=HS256\n",
+            "client-transport-security: {allowed-cn: [{}]}\n",
+            "1e400: .nan\n",
+            "\u{0}",
+            "name: !!binary xx\n",
+        ] {
+            fuzz_file(text.as_bytes());
+        }
+        fuzz_file(b"\xff");
+    }
+
+    /// The same on what becomes of one by chance.
+    #[test]
+    fn damaged_files_are_read_or_refused() {
+        const SAMPLE: &[u8] = include_bytes!("../../../fuzz/seeds/config/sample");
+        const PIECES: [&str; 10] = [
+            "{",
+            "[",
+            ": ",
+            "\n",
+            "&a ",
+            "*a",
+            "'",
+            "99999999999999999999",
+            "-1",
+            "~",
+        ];
+        let mut random = fastrand::Rng::with_seed(1);
+        for _ in 0..2000 {
+            let mut data = SAMPLE.to_vec();
+            for _ in 0..=random.usize(..4) {
+                let at = random.usize(..data.len());
+                match random.u8(..4) {
+                    0 => data[at] = random.u8(..),
+                    1 => drop(data.drain(at..(at + random.usize(..20)).min(data.len()))),
+                    2 => drop(data.splice(at..at, PIECES[random.usize(..PIECES.len())].bytes())),
+                    _ => data.truncate(at.max(1)),
+                }
+            }
+            fuzz_file(&data);
+        }
     }
 }

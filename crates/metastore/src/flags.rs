@@ -3,7 +3,7 @@
 //! [`FLAGS`] says what there is; [`load`] reads a command line into [`Settings`], where every flag has a value and the
 //! place it came from. [`crate::config`] makes the typed configuration of it.
 
-mod file;
+pub(crate) mod file;
 mod help;
 mod parse;
 mod table;

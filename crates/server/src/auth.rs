@@ -25,6 +25,20 @@ pub const BCRYPT_COST_MAX: u32 = 31;
 /// The default one: about 50 ms.
 pub const BCRYPT_COST_DEFAULT: u32 = 10;
 
+/// What the fuzz target for tokens does: see [`jwt`].
+///
+/// # Panics
+/// If a token counts that should not.
+#[doc(hidden)]
+pub fn fuzz_token(data: &[u8]) {
+    jwt::fuzz(data);
+    if let Ok(token) = std::str::from_utf8(data) {
+        let _ = tokens::entry_of(token);
+        let tokens = Tokens::new(Duration::from_secs(300), 0);
+        assert_eq!(tokens.user(token), None);
+    }
+}
+
 /// How users log in.
 #[derive(Debug, Clone)]
 pub struct AuthConfig {

@@ -251,3 +251,40 @@ fn the_deepest_valid_transaction_survives_the_log() {
     ];
     assert_eq!(decode_entry(&entry(&operations)).unwrap(), operations);
 }
+
+/// What the fuzz target checks, on what becomes of entries by chance: operations that are read mean the same when they
+/// are written anew.
+#[test]
+fn damaged_entries_are_refused_or_mean_the_same() {
+    let entries: [&[u8]; 3] = [
+        &entry(&[put(7, "k", "v")]),
+        &entry(&[put(1, "a", "1"), put(2, "b", "2"), put(3, "c", "3")]),
+        &[
+            0xa2, 0x06, 0x02, 0x08, 0x09, 0x2a, 0x06, 0x0a, 0x01, b'k', 0x12, 0x01, b'l',
+        ],
+    ];
+    let mut read = 0;
+    for whole in entries {
+        for at in 0..whole.len() {
+            for byte in 0..=u8::MAX {
+                let mut data = whole.to_vec();
+                data[at] = byte;
+                for data in [&data[..], &data[..at]] {
+                    let Ok(operations) = decode_entry(&Bytes::copy_from_slice(data)) else {
+                        continue;
+                    };
+                    if operations.is_empty() {
+                        continue;
+                    }
+                    read += 1;
+                    assert_eq!(
+                        decode_entry(&entry(&operations)).as_ref(),
+                        Ok(&operations),
+                        "{data:02x?}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(read > 1000, "only {read} can be read");
+}

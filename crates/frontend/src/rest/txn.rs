@@ -438,6 +438,18 @@ pub(super) async fn txn<S: Store>(call: Call<S>) -> Result<Response, Problem> {
     Ok(json_response(&TxnResultBody::new(&response, encoding, &shapes)))
 }
 
+/// Reads a body as far as that goes without a store.
+pub(super) fn fuzz_body(body: &[u8]) -> Result<(), Problem> {
+    let body: TxnBody = serde_json::from_slice(body).map_err(|error| Problem::new(INVALID_BODY, error.to_string()))?;
+    let (request, shapes) = body.into_request()?;
+    assert_eq!(
+        (request.success.len(), request.failure.len()),
+        (shapes.then.len(), shapes.otherwise.len())
+    );
+    request.validate(api::Limits::default().txn_ops_max)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

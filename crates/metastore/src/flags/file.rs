@@ -19,7 +19,7 @@ pub(super) fn load(path: &str) -> Result<Settings, Failure> {
     Ok(settings)
 }
 
-fn parse(text: &str) -> Result<Settings, String> {
+pub(crate) fn parse(text: &str) -> Result<Settings, String> {
     let mut settings = Settings::default();
     match serde_norway::from_str(text).map_err(|error| error.to_string().replace('\n', " "))? {
         Yaml::Null => {}

@@ -303,6 +303,47 @@ impl Jwt {
     }
 }
 
+/// Takes bytes for a token, and, signed rightly, for the two parts of one.
+///
+/// # Panics
+/// If a token counts whose signature is not ours, or says another thing the second time, when it is remembered.
+pub(super) fn fuzz(data: &[u8]) {
+    static JWT: std::sync::OnceLock<Jwt> = std::sync::OnceLock::new();
+    let jwt = JWT.get_or_init(|| Jwt {
+        sign_method: "HS256".to_owned(),
+        key: Key::Hmac(hmac::Key::new(hmac::HMAC_SHA256, b"secret")),
+        ttl: Duration::from_secs(300),
+        verified: Cache::new(REMEMBERED_MAX),
+    });
+    let Key::Hmac(key) = &jwt.key else { return };
+    let signature_of = |signed: &str| BASE64_URL_SAFE_NO_PAD.encode(hmac::sign(key, signed.as_bytes()));
+    let check = |token: &str| {
+        let said = jwt.verify_at(token, 1e9);
+        assert_eq!(jwt.verify_at(token, 1e9), said, "{token}");
+        if said.is_ok() {
+            let (signed, signature) = token.rsplit_once('.').expect("it has parts");
+            assert_eq!(signature, signature_of(signed), "{token}");
+        }
+        said
+    };
+    if let Ok(token) = std::str::from_utf8(data) {
+        // Nobody finds a signature by chance.
+        assert!(check(token).is_err(), "{token}");
+    }
+    let (header, claims) = match data.iter().position(|byte| *byte == 0) {
+        Some(end) => (&data[..end], &data[end + 1..]),
+        None => (&br#"{"alg":"HS256"}"#[..], data),
+    };
+    let mut token = BASE64_URL_SAFE_NO_PAD.encode(header);
+    token.push('.');
+    BASE64_URL_SAFE_NO_PAD.encode_string(claims, &mut token);
+    token = format!("{token}.{}", signature_of(&token));
+    match check(&token) {
+        Ok(_) => assert!(serde_json::from_slice::<serde_json::Value>(claims).is_ok()),
+        Err(error) => assert_ne!(error, TokenError::Signature, "{token}"),
+    }
+}
+
 fn now_s() -> f64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

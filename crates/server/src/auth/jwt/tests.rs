@@ -239,4 +239,40 @@ proptest! {
         let _ = jwt.verify(&signed(&jwt, &header, &claims));
         let _ = jwt.verify(&signed(&jwt, HEADER, &claims));
     }
+
+    /// What the fuzz target checks, on what becomes of a right one by chance.
+    #[test]
+    fn damaged_tokens_do_not_count(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        end in any::<prop::sample::Index>(),
+    ) {
+        let mut data = b"{\"alg\":\"HS256\",\"typ\":\"JWT\"}\0{\"exp\":2e9,\"nbf\":1,\"revision\":5,\"username\":\"ann\"}".to_vec();
+        for (at, byte) in damage {
+            let at = at.index(data.len());
+            data[at] = byte;
+        }
+        fuzz(&data);
+        fuzz(&data[..end.index(data.len())]);
+    }
+}
+
+/// What the fuzz target checks.
+#[test]
+fn what_is_no_token_does_not_count() {
+    for data in [
+        &b""[..],
+        b".",
+        b"..",
+        b"eyJhbGciOiJIUzI1NiJ9.e30.",
+        b"{\"alg\":\"none\"}\0{\"username\":\"root\",\"revision\":1}",
+        b"{\"alg\":\"HS256\",\"typ\":7}\0{\"username\":\"root\",\"revision\":1}",
+        b"{\"username\":\"root\",\"revision\":1}",
+        b"{\"username\":\"root\",\"revision\":-1}",
+        b"{\"username\":\"root\",\"revision\":1e30,\"exp\":1e300,\"nbf\":-1e300}",
+        b"{\"username\":\"\",\"revision\":1.5,\"exp\":\"soon\"}",
+        b"[[[[",
+        b"\xff\0\xff",
+    ] {
+        fuzz(data);
+    }
 }
