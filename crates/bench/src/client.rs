@@ -14,7 +14,7 @@ use crate::net::channel::Channel;
 use crate::net::failure::{Failure, Kind};
 use crate::net::grpc::{Method, frame};
 use crate::record::Recorder;
-use crate::scan::{self, RangeSummary};
+use crate::scan::{RangeScan, RangeSummary};
 use crate::values::ValueMaker;
 
 /// What every client has, whatever it does.
@@ -71,7 +71,16 @@ impl Client {
     }
 
     pub(crate) async fn range(&mut self, request: &RangeRequest) -> Result<RangeSummary, Failure> {
-        Ok(scan::range(&self.call(Method::Range, request).await?))
+        let frame = frame(request, &mut self.arena);
+        let mut scan = RangeScan::default();
+        self.channel.unary_into(Method::Range, frame, &mut scan).await?;
+        let found = scan.finish()?;
+        // What the server says it has found must have come: keys are counted here, and not looked at.
+        if !found.more && !request.count_only && found.keys != found.count {
+            let what = format_args!("{} keys came instead of {}", found.keys, found.count);
+            return Err(Failure::new(Kind::Protocol, what));
+        }
+        Ok(found)
     }
 
     /// A transaction whose other branch reads the one key it is about.

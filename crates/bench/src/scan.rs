@@ -1,8 +1,10 @@
 //! Looks into replies without decoding them: a load generator needs a count or a revision, not the thousand values of a
 //! page or the keys of every event.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
+use crate::net::channel::Answer;
+use crate::net::failure::{Failure, Kind};
 use crate::values::ValueKind;
 
 /// One field of a protobuf message.
@@ -74,31 +76,122 @@ pub(crate) struct RangeSummary {
     /// Mod revision of the last key.
     pub(crate) last_mod_revision: i64,
     pub(crate) more: bool,
+    /// Keys in the range, as the server counts them.
+    pub(crate) count: u64,
 }
 
-/// Sums up a `RangeResponse`.
-pub(crate) fn range(message: &Bytes) -> RangeSummary {
-    let mut summary = RangeSummary::default();
-    let mut last: &[u8] = &[];
-    for field in Fields(message) {
+/// Bytes before a gRPC message.
+const PREFIX_BYTES: usize = 5;
+
+/// Sums up a `RangeResponse` while it comes in, without ever putting it together: a list may have megabytes.
+#[derive(Debug, Default)]
+pub(crate) struct RangeScan {
+    summary: RangeSummary,
+    /// The last of the `kvs`, somewhere in what came.
+    last: Bytes,
+    /// What came of gRPC's prefix, or of a field that is not whole yet.
+    partial: BytesMut,
+    /// What is left of the message; none before its prefix is here.
+    left: Option<usize>,
+}
+
+impl RangeScan {
+    /// The sum of a whole message.
+    pub(crate) fn finish(mut self) -> Result<RangeSummary, Failure> {
+        if self.left != Some(0) || !self.partial.is_empty() {
+            return Err(Failure::new(Kind::Protocol, "the answer holds no whole message"));
+        }
+        for field in Fields(&self.last) {
+            match field {
+                (1, Field::Bytes(key)) => self.summary.last_key = self.last.slice_ref(key),
+                (3, Field::Number(revision)) => self.summary.last_mod_revision = revision as i64,
+                _ => {}
+            }
+        }
+        Ok(self.summary)
+    }
+
+    fn field(summary: &mut RangeSummary, field: (u64, Field<'_>)) {
         match field {
             (1, Field::Bytes(header)) => summary.revision = revision_of_header(header),
-            (2, Field::Bytes(kv)) => {
-                summary.keys += 1;
+            (2, Field::Bytes(_)) => summary.keys += 1,
+            (3, Field::Number(more)) => summary.more = more != 0,
+            (4, Field::Number(count)) => summary.count = count,
+            _ => {}
+        }
+    }
+
+    /// Takes whole fields; returns what is left. Notes the last key.
+    fn fields(&mut self, piece: &Bytes) -> Bytes {
+        let mut fields = Fields(piece);
+        let mut last: &[u8] = &[];
+        loop {
+            let before = fields.0;
+            let Some(field) = fields.next() else {
+                if !last.is_empty() {
+                    self.last = piece.slice_ref(last);
+                }
+                return if before.is_empty() {
+                    Bytes::new()
+                } else {
+                    piece.slice_ref(before)
+                };
+            };
+            if let (2, Field::Bytes(kv)) = field {
                 last = kv;
             }
-            (3, Field::Number(more)) => summary.more = more != 0,
-            _ => {}
+            Self::field(&mut self.summary, field);
         }
     }
-    for field in Fields(last) {
-        match field {
-            (1, Field::Bytes(key)) => summary.last_key = message.slice_ref(key),
-            (3, Field::Number(revision)) => summary.last_mod_revision = revision as i64,
-            _ => {}
-        }
+}
+
+/// How many more bytes a field needs that begins like this: one, as long as not even that can be told.
+fn missing(partial: &[u8]) -> usize {
+    let mut fields = Fields(partial);
+    let (Some(tag), Some(length)) = (fields.varint(), fields.varint()) else {
+        return 1;
+    };
+    match tag & 7 {
+        2 => usize::try_from(length)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(fields.0.len())
+            .max(1),
+        _ => 1,
     }
-    summary
+}
+
+impl Answer for RangeScan {
+    fn take(&mut self, mut chunk: Bytes) -> Result<(), Failure> {
+        while self.left.is_none() && !chunk.is_empty() {
+            let some = chunk.split_to(chunk.len().min(PREFIX_BYTES - self.partial.len()));
+            self.partial.extend_from_slice(&some);
+            if let [flag, length @ ..] = &self.partial[..]
+                && let Ok(length) = <[u8; 4]>::try_from(length)
+            {
+                if *flag != 0 {
+                    let what = "a compressed message, which was not asked for";
+                    return Err(Failure::new(Kind::Protocol, what));
+                }
+                self.left = Some(u32::from_be_bytes(length) as usize);
+                self.partial.clear();
+            }
+        }
+        let Some(left) = &mut self.left else { return Ok(()) };
+        let Some(rest) = left.checked_sub(chunk.len()) else {
+            return Err(Failure::new(Kind::Protocol, "more than one message in an answer"));
+        };
+        *left = rest;
+        while !self.partial.is_empty() && !chunk.is_empty() {
+            let some = chunk.split_to(chunk.len().min(missing(&self.partial)));
+            self.partial.extend_from_slice(&some);
+            let field = self.partial.split().freeze();
+            let rest = self.fields(&field);
+            self.partial.extend_from_slice(&rest);
+        }
+        let rest = self.fields(&chunk);
+        self.partial.extend_from_slice(&rest);
+        Ok(())
+    }
 }
 
 /// What a load generator wants to know of a message of a watch stream.
@@ -187,25 +280,50 @@ mod tests {
         }
     }
 
+    /// Sums up an answer that comes in pieces of some size.
+    fn range(framed: &[u8], piece: usize) -> Result<RangeSummary, Failure> {
+        let mut scan = RangeScan::default();
+        for chunk in framed.chunks(piece) {
+            scan.take(Bytes::copy_from_slice(chunk))?;
+        }
+        scan.finish()
+    }
+
+    fn framed(message: &[u8]) -> Vec<u8> {
+        let mut framed = vec![0];
+        framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        framed.extend_from_slice(message);
+        framed
+    }
+
     #[test]
-    fn sums_up_a_range() {
+    fn sums_up_a_range_whatever_pieces_it_comes_in() {
+        let long: &'static str = Box::leak("long".repeat(80).into_boxed_str());
         let reply = RangeResponse {
             header: ResponseHeader::at(77),
-            kvs: vec![kv("a", 5, "x"), kv("b", 300, "y")],
+            kvs: vec![kv("a", 5, "x"), kv(long, 6, long), kv("b", 300, "y")],
             more: true,
-            count: 9,
+            count: 900,
         };
-        let summary = range(&reply.encode_to_vec().into());
-        assert_eq!(
-            summary,
-            RangeSummary {
-                revision: 77,
-                keys: 2,
-                last_key: "b".into(),
-                last_mod_revision: 300,
-                more: true
-            }
-        );
+        let answer = framed(&reply.encode_to_vec());
+        for piece in 1..=answer.len() {
+            assert_eq!(
+                range(&answer, piece),
+                Ok(RangeSummary {
+                    revision: 77,
+                    keys: 3,
+                    last_key: "b".into(),
+                    last_mod_revision: 300,
+                    more: true,
+                    count: 900,
+                }),
+                "in pieces of {piece}"
+            );
+            assert!(range(&answer[..answer.len() - 1], piece).is_err());
+            assert!(range(&[&answer[..], b"x"].concat(), piece).is_err());
+        }
+        let empty = range(&framed(&[]), 5);
+        assert_eq!(empty, Ok(RangeSummary::default()));
     }
 
     #[test]
@@ -236,7 +354,9 @@ mod tests {
         for _ in 0..10_000 {
             let noise: Vec<u8> = (0..rng.usize(..40)).map(|_| rng.u8(..)).collect();
             watch(&noise, ValueKind::Random, |_| ());
-            range(&noise.into());
+            let piece = rng.usize(1..9);
+            let _ = range(&framed(&noise), piece);
+            let _ = range(&noise, piece);
         }
     }
 }

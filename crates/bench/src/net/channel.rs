@@ -91,8 +91,20 @@ impl Channel {
 
     /// One request, one answer: returns the answer's message.
     pub(crate) async fn unary(&self, method: Method, request: Bytes) -> Result<Bytes, Failure> {
+        let mut answer = Whole::default();
+        self.unary_into(method, request, &mut answer).await?;
+        answer.message()
+    }
+
+    /// One request, one answer: hands the answer's bytes, gRPC's framing included, on as they come.
+    pub(crate) async fn unary_into(
+        &self,
+        method: Method,
+        request: Bytes,
+        answer: &mut impl Answer,
+    ) -> Result<(), Failure> {
         let generation = self.generation.get();
-        let result = match tokio::time::timeout(self.timeout, self.exchange(method, request)).await {
+        let result = match tokio::time::timeout(self.timeout, self.exchange(method, request, answer)).await {
             Ok(result) => result,
             Err(_) => Err(self.timed_out()),
         };
@@ -144,28 +156,22 @@ impl Channel {
         }
     }
 
-    async fn exchange(&self, method: Method, request: Bytes) -> Result<Bytes, Failure> {
+    async fn exchange(&self, method: Method, request: Bytes, answer: &mut impl Answer) -> Result<(), Failure> {
         let (response, mut send) = self.request(method).await?;
         // If the server ended the stream already, its answer says why.
         let _ = send.send_data(request, true);
         let (head, mut body) = response.await?.into_parts();
         check_http(head.status)?;
-        let mut deframer = Deframer::default();
-        let mut message = None;
         while let Some(chunk) = body.data().await {
             let chunk = chunk?;
             // Only a stream that is done with may refuse this, and then nobody waits for the capacity.
             let _ = body.flow_control().release_capacity(chunk.len());
-            deframer.push(chunk);
-            if message.is_none() {
-                message = deframer.next()?;
-            }
+            answer.take(chunk)?;
         }
         match body.trailers().await? {
-            Some(trailers) => outcome(&trailers)?,
-            None => outcome(&head.headers)?,
+            Some(trailers) => outcome(&trailers),
+            None => outcome(&head.headers),
         }
-        message.ok_or_else(|| Failure::new(Kind::Protocol, "the answer holds no message"))
     }
 
     /// Sends a request's headers, as soon as there is a connection and the server lets us open a stream.
@@ -228,9 +234,11 @@ impl Channel {
                 password: password.clone(),
             };
             self.headers.borrow_mut().remove("token");
+            let mut answer = Whole::default();
             let token = self
-                .exchange(Method::Authenticate, frame(&request, &mut BytesMut::new()))
+                .exchange(Method::Authenticate, frame(&request, &mut BytesMut::new()), &mut answer)
                 .await
+                .and_then(|()| answer.message())
                 .and_then(|reply| {
                     AuthenticateResponse::decode(reply).map_err(|error| Failure::new(Kind::Protocol, error))
                 })
@@ -293,6 +301,36 @@ fn check_http(status: http::StatusCode) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(Failure::new(Kind::Protocol, format_args!("HTTP status {status}")))
+    }
+}
+
+/// Takes an answer's bytes as they come.
+pub(crate) trait Answer {
+    /// The next bytes.
+    fn take(&mut self, chunk: Bytes) -> Result<(), Failure>;
+}
+
+/// An answer that is wanted in one piece.
+#[derive(Default)]
+struct Whole {
+    deframer: Deframer,
+    message: Option<Bytes>,
+}
+
+impl Whole {
+    fn message(self) -> Result<Bytes, Failure> {
+        self.message
+            .ok_or_else(|| Failure::new(Kind::Protocol, "the answer holds no message"))
+    }
+}
+
+impl Answer for Whole {
+    fn take(&mut self, chunk: Bytes) -> Result<(), Failure> {
+        self.deframer.push(chunk);
+        if self.message.is_none() {
+            self.message = self.deframer.next()?;
+        }
+        Ok(())
     }
 }
 
