@@ -1,7 +1,7 @@
 //! Brings events to watchers: every revision once, whole and in order.
 //!
-//! A watcher is either *live* or *behind*. The apply thread hands each revision's events to the live watchers that they
-//! concern, through a bounded queue per stream. When a queue is full, its stream's watchers fall behind from that
+//! A watcher is either *live* or *behind*. The apply thread hands the events of each commit to the live watchers that they
+//! concern, those of several revisions as one, through a bounded queue per stream. When a queue is full, its stream's watchers fall behind from that
 //! revision on, and nothing more is kept in memory for them. A watcher that is behind, because of that or because it
 //! asked for history, is caught up from the log in storage, piece by piece, by the thread that serves its stream, once
 //! the queue holds nothing of it any more; when it has seen everything, it is live again.
@@ -35,9 +35,18 @@ const CATCH_UP_SCAN_MAX: usize = 10_000;
 const CATCH_UP_REVISIONS_MAX: usize = 1000;
 /// Most bytes of events in one catch-up answer, exceeded by one revision at most.
 const CATCH_UP_BYTES_MAX: usize = 4 << 20;
+/// Most revisions' events, and most bytes of them, that go to a live watcher as one: what one commit brings costs each
+/// watcher one answer, not one for each revision. Further bounded by a share of the stream's buffer.
+const TOGETHER_EVENTS_MAX: usize = 256;
+const TOGETHER_BYTES_MAX: usize = 256 << 10;
+/// The part of a stream's buffer that one answer may take, so that bounds are kept about as well as with small ones.
+const TOGETHER_SHARE: usize = 2;
 /// What an event takes in memory besides its keys and values, about. One revision is never split, so its events may
 /// exceed every bound here once; a request's own limits bound them.
 const EVENT_OVERHEAD_BYTES: usize = 64;
+
+/// Who progress of all watchers of a stream is addressed to.
+const EVERYBODY: i64 = -1;
 
 /// Where all watchers meet the apply thread.
 pub struct Hub<E> {
@@ -143,15 +152,24 @@ impl<E: Engine> Hub<E> {
         }
         match events {
             Some(events) => {
+                let events_max = (self.buffer_events_max / TOGETHER_SHARE).min(TOGETHER_EVENTS_MAX);
+                let bytes_max = (self.buffer_bytes_max / TOGETHER_SHARE).min(TOGETHER_BYTES_MAX);
+                let (mut together, mut bytes) = (0, 0);
                 let mut rest = events.into_iter().peekable();
                 while let Some(at) = rest.peek().map(revision_of) {
                     assert!(at > state.revision, "every revision is handed out once");
                     while let Some(event) = rest.next_if(|event| revision_of(event) == at) {
+                        together += 1;
+                        bytes += event_bytes(&event);
                         state.interests.collect(event);
                     }
-                    state
-                        .interests
-                        .deliver(|interest, events| self.deliver(interest, at, events));
+                    // Between revisions only, so that none is split.
+                    if together >= events_max || bytes >= bytes_max || rest.peek().is_none() {
+                        (together, bytes) = (0, 0);
+                        state
+                            .interests
+                            .deliver(|interest, events| self.deliver(interest, events));
+                    }
                 }
             }
             None => {
@@ -171,38 +189,63 @@ impl<E: Engine> Hub<E> {
         state.revision = revision;
     }
 
-    /// Queues one revision's events for every member of an interest; drops members that are full or gone.
-    fn deliver(&self, interest: &mut Interest, revision: Revision, events: &Arc<Events>) {
+    /// Queues the events of some revisions for every member of an interest; drops members that are full or gone.
+    fn deliver(&self, interest: &mut Interest, events: &Arc<Events>) {
+        let (Some(first), Some(last)) = (events.first(), events.last()) else {
+            return;
+        };
+        let (first, revision) = (revision_of(first), revision_of(last));
         let bytes: usize = events.iter().map(event_bytes).sum();
-        interest.members.retain(|member| {
-            let Some(stream) = member.stream.upgrade() else {
-                return false;
-            };
+        interest.deliver_by_stream(|stream, members| {
             let mut stream = stream.state.lock();
             let stream = &mut *stream;
-            let Some(watcher) = stream.watchers.get_mut(&member.watch_id) else {
-                return false;
-            };
-            if revision < watcher.next {
-                return true;
+            let full = stream.queued_events >= self.buffer_events_max
+                || (stream.queued_bytes > 0 && stream.queued_bytes + bytes > self.buffer_bytes_max);
+            let mut receivers = VecDeque::with_capacity(members.len());
+            members.retain(|member| {
+                let Some(watcher) = stream.watchers.get_mut(&member.watch_id) else {
+                    return false;
+                };
+                if revision < watcher.next {
+                    return true;
+                }
+                if full {
+                    self.fall_behind(stream, member.watch_id, first);
+                    return false;
+                }
+                let begins_within = (first < watcher.next).then_some(watcher.next);
+                watcher.next = revision + 1;
+                watcher.quiet = false;
+                match begins_within {
+                    None => receivers.push_back(member.watch_id),
+                    Some(next) => {
+                        let wanted = events.iter().filter(|event| revision_of(event) >= next);
+                        let events = Events::new(wanted.cloned().collect());
+                        self.queue_events(stream, [member.watch_id].into(), revision, &events);
+                    }
+                }
+                true
+            });
+            if !receivers.is_empty() {
+                self.queue_events(stream, receivers, revision, events);
             }
-            if stream.queued_events >= self.buffer_events_max
-                || (stream.queued_bytes > 0 && stream.queued_bytes + bytes > self.buffer_bytes_max)
-            {
-                self.fall_behind(stream, member.watch_id, revision);
-                stream.wake();
-                return false;
-            }
-            watcher.next = revision + 1;
-            watcher.quiet = false;
-            self.pending_events.fetch_add(events.len(), Ordering::Relaxed);
-            let output = WatchOutput::Events {
-                watch_id: member.watch_id,
-                revision,
-                events: events.clone(),
-            };
-            stream.push(output, events.len(), bytes);
-            true
+            stream.wake();
+        });
+    }
+
+    fn queue_events(
+        &self,
+        stream: &mut StreamState,
+        receivers: VecDeque<i64>,
+        revision: Revision,
+        events: &Arc<Events>,
+    ) {
+        self.pending_events
+            .fetch_add(receivers.len() * events.len(), Ordering::Relaxed);
+        stream.push(Item::Events {
+            receivers,
+            revision,
+            events: events.clone(),
         });
     }
 
@@ -244,7 +287,7 @@ struct StreamState {
     queue: VecDeque<Queued>,
     queued_events: usize,
     queued_bytes: usize,
-    /// Outputs ever queued.
+    /// Items ever queued.
     pushed: u64,
     /// Watchers to catch up, in turn.
     behind: VecDeque<Behind>,
@@ -255,14 +298,37 @@ struct StreamState {
 }
 
 struct Queued {
-    /// How many outputs were queued before it, ever. Those in the queue have gaps where some were dropped.
+    /// How many items were queued before it, ever. Those in the queue have gaps where some were dropped.
     number: u64,
-    output: WatchOutput,
-    events: usize,
-    bytes: usize,
+    item: Item,
 }
 
-/// A watcher to be caught up once nothing is queued any more of the outputs before it fell behind, the first `after`.
+enum Item {
+    /// Changes that several watchers of the stream are to be told, in the same words. In memory they are there once, and
+    /// so they count once.
+    Events {
+        /// Who was not told yet; never empty.
+        receivers: VecDeque<i64>,
+        revision: Revision,
+        events: Arc<Events>,
+    },
+    Progress {
+        watch_id: i64,
+        revision: Revision,
+    },
+}
+
+impl Item {
+    /// How many events it keeps in memory, and about how many bytes.
+    fn size(&self) -> (usize, usize) {
+        match self {
+            Item::Events { events, .. } => (events.len(), events.iter().map(event_bytes).sum()),
+            Item::Progress { .. } => (0, 0),
+        }
+    }
+}
+
+/// A watcher to be caught up once nothing is queued any more of the items before it fell behind, the first `after`.
 struct Behind {
     watch_id: i64,
     after: u64,
@@ -285,17 +351,53 @@ struct Watcher {
 }
 
 impl StreamState {
-    fn push(&mut self, output: WatchOutput, events: usize, bytes: usize) {
+    /// Queues an item. Whoever waits for it is to be woken then.
+    fn push(&mut self, item: Item) {
+        let (events, bytes) = item.size();
         self.queue.push_back(Queued {
             number: self.pushed,
-            output,
-            events,
-            bytes,
+            item,
         });
         self.pushed += 1;
         self.queued_events += events;
         self.queued_bytes += bytes;
-        self.wake();
+    }
+
+    /// An item is gone from the queue.
+    fn forget(&mut self, item: &Item) {
+        let (events, bytes) = item.size();
+        self.queued_events -= events;
+        self.queued_bytes -= bytes;
+    }
+
+    /// The next output that is queued.
+    fn pop(&mut self) -> Option<WatchOutput> {
+        let Queued { item, .. } = self.queue.front_mut()?;
+        let output = match item {
+            Item::Events {
+                receivers,
+                revision,
+                events,
+            } => {
+                let watch_id = receivers.pop_front().expect("an item without receivers is dropped");
+                let output = WatchOutput::Events {
+                    watch_id,
+                    revision: *revision,
+                    events: events.clone(),
+                };
+                if !receivers.is_empty() {
+                    return Some(output);
+                }
+                output
+            }
+            Item::Progress { watch_id, revision } => WatchOutput::Progress {
+                watch_id: *watch_id,
+                revision: *revision,
+            },
+        };
+        let Queued { item, .. } = self.queue.pop_front().expect("it was just looked at");
+        self.forget(&item);
+        Some(output)
     }
 
     fn wake(&mut self) {
@@ -304,23 +406,32 @@ impl StreamState {
         }
     }
 
-    /// Drops queued outputs; returns how many events were in them.
-    fn drop_queued(&mut self, unwanted: impl Fn(&WatchOutput) -> bool) -> usize {
-        let events = self.queued_events;
-        self.queue.retain(|queued| {
-            let unwanted = unwanted(&queued.output);
-            if unwanted {
-                self.queued_events -= queued.events;
-                self.queued_bytes -= queued.bytes;
+    /// Drops what is queued for a watcher; returns how many events it was not told.
+    fn drop_queued(&mut self, unwanted: i64) -> usize {
+        let mut untold = 0;
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.retain_mut(|Queued { item, .. }| {
+            let gone = match item {
+                Item::Events { receivers, events, .. } => {
+                    let before = receivers.len();
+                    receivers.retain(|watch_id| *watch_id != unwanted);
+                    untold += (before - receivers.len()) * events.len();
+                    receivers.is_empty()
+                }
+                Item::Progress { watch_id, .. } => *watch_id == unwanted,
+            };
+            if gone {
+                self.forget(item);
             }
-            !unwanted
+            !gone
         });
-        events - self.queued_events
+        self.queue = queue;
+        untold
     }
 
     fn push_progress(&mut self, watch_id: i64, revision: Revision) {
-        let output = WatchOutput::Progress { watch_id, revision };
-        self.push(output, 0, 0);
+        self.push(Item::Progress { watch_id, revision });
+        self.wake();
     }
 
     /// How many progress answers wait: they are not events, so they have a bound of their own.
@@ -430,12 +541,8 @@ impl<E: Engine> Stream<E> {
             self.hub.behind.fetch_sub(1, Ordering::Relaxed);
             stream.behind.retain(|behind| behind.watch_id != watch_id);
         }
-        let events = stream.drop_queued(|output| match output {
-            WatchOutput::Events { watch_id: id, .. }
-            | WatchOutput::Progress { watch_id: id, .. }
-            | WatchOutput::Compacted { watch_id: id, .. } => *id == watch_id,
-        });
-        self.hub.pending_events.fetch_sub(events, Ordering::Relaxed);
+        let untold = stream.drop_queued(watch_id);
+        self.hub.pending_events.fetch_sub(untold, Ordering::Relaxed);
         true
     }
 }
@@ -525,7 +632,8 @@ impl<E: Engine> WatchStream for Stream<E> {
         } else {
             // Progress of all that waits to be taken was true when it was asked for. To a client that has seen this one
             // created it would say that its history was sent.
-            stream.drop_queued(|output| matches!(output, WatchOutput::Progress { watch_id: -1, .. }));
+            let of_all = |item: &Item| matches!(item, Item::Progress { watch_id, .. } if *watch_id == EVERYBODY);
+            stream.queue.retain(|queued| !of_all(&queued.item));
             let after = stream.pushed;
             stream.behind.push_back(Behind { watch_id, after });
             self.hub.behind.fetch_add(1, Ordering::Relaxed);
@@ -550,7 +658,7 @@ impl<E: Engine> WatchStream for Stream<E> {
             && !stream.is_flooded()
         {
             // Everything up to this revision is in the queue already, since both locks are held.
-            stream.push_progress(-1, hub.revision);
+            stream.push_progress(EVERYBODY, hub.revision);
         }
     }
 
@@ -590,13 +698,10 @@ impl<E: Engine> WatchStream for Stream<E> {
                     stream.behind.remove(at).map(|behind| behind.watch_id)
                 }
                 None => {
-                    if let Some(Queued {
-                        output, events, bytes, ..
-                    }) = stream.queue.pop_front()
-                    {
-                        stream.queued_events -= events;
-                        self.hub.pending_events.fetch_sub(events, Ordering::Relaxed);
-                        stream.queued_bytes -= bytes;
+                    if let Some(output) = stream.pop() {
+                        if let WatchOutput::Events { events, .. } = &output {
+                            self.hub.pending_events.fetch_sub(events.len(), Ordering::Relaxed);
+                        }
                         return Poll::Ready(output);
                     }
                     assert!(stream.behind.is_empty(), "with an empty queue everybody has a turn");
@@ -622,10 +727,12 @@ impl<E: Engine> Drop for Stream<E> {
         let mut hub = self.hub.state.lock();
         let mut stream = self.shared.state.lock();
         let stream = &mut *stream;
-        self.hub
-            .pending_events
-            .fetch_sub(stream.queued_events, Ordering::Relaxed);
-        stream.queue.clear();
+        let untold = |Queued { item, .. }: Queued| match item {
+            Item::Events { receivers, events, .. } => receivers.len() * events.len(),
+            Item::Progress { .. } => 0,
+        };
+        let untold = stream.queue.drain(..).map(untold).sum();
+        self.hub.pending_events.fetch_sub(untold, Ordering::Relaxed);
         (stream.queued_events, stream.queued_bytes) = (0, 0);
         stream.behind.clear();
         let behind = stream.watchers.values().filter(|watcher| !watcher.live).count();

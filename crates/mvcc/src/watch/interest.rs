@@ -14,7 +14,7 @@ use api::store::Events;
 use bytes::Bytes;
 use hashbrown::HashMap;
 
-use super::WeakStream;
+use super::{StreamShared, WeakStream};
 
 /// What a watcher wants to see.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,8 +36,9 @@ pub(super) struct Member {
 /// Watchers that want the same.
 pub(super) struct Interest {
     key: Key,
+    /// Those of one stream stand together.
     pub(super) members: Vec<Member>,
-    /// The events of the revision that is being handed out.
+    /// The events of the revisions that are being handed out.
     gathered: Vec<Event>,
 }
 
@@ -93,11 +94,13 @@ impl Interests {
         };
         let stream_id = stream.upgrade().map_or(0, |stream| stream.id);
         let interest = self.slots[slot].as_mut().expect("the index holds used slots only");
-        interest.members.push(Member {
+        let member = Member {
             stream,
             stream_id,
             watch_id,
-        });
+        };
+        let at = interest.members.partition_point(|other| other.stream_id <= stream_id);
+        interest.members.insert(at, member);
     }
 
     fn add(&mut self, key: Key) -> usize {
@@ -243,6 +246,24 @@ fn remove_slot(slots: Option<&mut Vec<usize>>, slot: usize) -> bool {
 }
 
 impl Interest {
+    /// Hands the members to `deliver`, those of one stream at a time; members that it takes away are members no more.
+    pub(super) fn deliver_by_stream(&mut self, mut deliver: impl FnMut(&StreamShared, &mut Vec<Member>)) {
+        let mut rest = std::mem::take(&mut self.members).into_iter().peekable();
+        let mut of_stream = Vec::new();
+        while let Some(first) = rest.next() {
+            let (stream, stream_id) = (first.stream.upgrade(), first.stream_id);
+            of_stream.push(first);
+            while let Some(member) = rest.next_if(|member| member.stream_id == stream_id) {
+                of_stream.push(member);
+            }
+            if let Some(stream) = stream {
+                deliver(&stream, &mut of_stream);
+                self.members.append(&mut of_stream);
+            }
+            of_stream.clear();
+        }
+    }
+
     fn gather(&mut self, event: &Event, slot: usize, touched: &mut Vec<usize>) {
         let kv = event.kv.as_ref().expect("every event has its key");
         let unwanted = if event.r#type == EventType::Delete as i32 {
