@@ -58,6 +58,11 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Reads keys: linearizably, unless the request says serializable.
     fn range(&self, request: RangeRequest) -> impl Future<Output = Result<RangeResponse>> + Send;
 
+    /// As [`Store::range`], for whoever sends the answer on in etcd's form.
+    fn range_encoded(&self, request: RangeRequest) -> impl Future<Output = Result<EncodedRange>> + Send {
+        async move { Ok(self.range(request).await?.into()) }
+    }
+
     /// Reads one page of a range in key order, without counting what lies beyond it: the building block of streams.
     fn scan(&self, request: ScanRequest) -> impl Future<Output = Result<ScanPage>> + Send;
 
@@ -246,6 +251,58 @@ pub struct BackupChunk {
 pub trait BackupStream: Send + 'static {
     /// The next chunk; `None` after the last one. An error is the end as well.
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<BackupChunk>>>;
+}
+
+/// A [`RangeResponse`] whose keys are encoded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EncodedRange {
+    /// See [`RangeResponse::header`].
+    pub header: Option<ResponseHeader>,
+    /// The encoding of [`RangeResponse::kvs`], in pieces.
+    pub kvs: Vec<Bytes>,
+    /// See [`RangeResponse::more`].
+    pub more: bool,
+    /// See [`RangeResponse::count`].
+    pub count: i64,
+}
+
+/// The number of the field [`RangeResponse::kvs`].
+const RANGE_RESPONSE_KVS: u32 = 2;
+
+impl From<RangeResponse> for EncodedRange {
+    fn from(response: RangeResponse) -> Self {
+        let RangeResponse {
+            header,
+            kvs,
+            more,
+            count,
+        } = response;
+        let len = prost::encoding::message::encoded_len_repeated(RANGE_RESPONSE_KVS, &kvs);
+        let mut encoded = BytesMut::with_capacity(len);
+        prost::encoding::message::encode_repeated(RANGE_RESPONSE_KVS, &kvs, &mut encoded);
+        EncodedRange {
+            header,
+            kvs: vec![encoded.freeze()],
+            more,
+            count,
+        }
+    }
+}
+
+impl EncodedRange {
+    /// What comes before and after the keys in the encoding of the whole [`RangeResponse`].
+    pub fn frame(&self) -> (RangeResponse, RangeResponse) {
+        let before = RangeResponse {
+            header: self.header.clone(),
+            ..Default::default()
+        };
+        let after = RangeResponse {
+            more: self.more,
+            count: self.count,
+            ..Default::default()
+        };
+        (before, after)
+    }
 }
 
 /// How a member is.

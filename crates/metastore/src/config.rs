@@ -59,6 +59,8 @@ pub struct Config {
     pub batch_bytes_max: usize,
     /// Memory for the newest records of hot keys, in bytes.
     pub record_cache_bytes: usize,
+    /// Memory for ranges that are listed often, in bytes.
+    pub list_cache_bytes: usize,
     /// Time between two progress notices to a watcher that asked for them.
     pub watch_progress_interval: Duration,
     /// What to compact without being asked.
@@ -281,6 +283,7 @@ impl Config {
             batch_ops_max: size(settings, "batch-ops-max", 1)?,
             batch_bytes_max: size(settings, "batch-bytes-max", 1)?,
             record_cache_bytes: size(settings, "record-cache-bytes", 0)?,
+            list_cache_bytes: size(settings, "list-cache-bytes", 0)?,
             watch_progress_interval: match duration(settings, "watch-progress-notify-interval")? {
                 Duration::ZERO => Duration::from_secs(600),
                 interval => interval,

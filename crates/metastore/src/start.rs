@@ -211,6 +211,8 @@ fn server_config(config: &Config) -> Result<ServerConfig, Failure> {
         },
         machine: server::MachineOptions {
             record_cache_bytes: config.record_cache_bytes as u64,
+            list_cache_bytes: config.list_cache_bytes,
+            list_cache_keys_min: server::MachineOptions::default().list_cache_keys_min,
             watch_buffer_events_max: limits.watch_buffer_events_max,
             watch_buffer_bytes_max: limits.watch_buffer_bytes_max,
         },

@@ -21,6 +21,7 @@ pub mod keys;
 pub mod machine;
 pub mod membership;
 pub mod overlay;
+mod pages;
 pub mod read;
 pub mod txn;
 pub mod watch;

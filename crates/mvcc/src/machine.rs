@@ -29,6 +29,7 @@ use crate::compaction::Job;
 use crate::keys::{self, AlarmsRecord, LeaseRecord, Position, Record, SizesRecord, StateRecord};
 use crate::membership::Membership;
 use crate::overlay::{Change, Overlay};
+use crate::pages::Pages;
 use crate::read::{Published, PublishedAuth, Rare, Reader, Snapshot, attached_keys};
 use crate::watch::Hub;
 use crate::{Failure, answer, txn};
@@ -39,6 +40,10 @@ pub struct Options {
     /// Most bytes of newest records kept in memory, so that a put or a compare on a hot key reads nothing from the
     /// engine.
     pub record_cache_bytes: u64,
+    /// Most bytes of keys and values kept in memory, encoded, for ranges that are listed again and again.
+    pub list_cache_bytes: usize,
+    /// Parts of such ranges with fewer keys are read from the engine each time.
+    pub list_cache_keys_min: usize,
     /// Most events, and most bytes of them, that one watch stream may have waiting in memory.
     pub watch_buffer_events_max: usize,
     /// See above.
@@ -50,6 +55,8 @@ impl Default for Options {
         let limits = api::Limits::default();
         Options {
             record_cache_bytes: 32 << 20,
+            list_cache_bytes: 64 << 20,
+            list_cache_keys_min: 16,
             watch_buffer_events_max: limits.watch_buffer_events_max,
             watch_buffer_bytes_max: limits.watch_buffer_bytes_max,
         }
@@ -219,6 +226,7 @@ pub struct Machine<E: Engine> {
     pub(crate) state: StateRecord,
     pub(crate) cache: RecordCache,
     published: Arc<Published>,
+    options: Options,
     hub: Arc<Hub<E>>,
     leases: HashMap<LeaseId, LeaseRecord>,
     auth: Arc<Auth>,
@@ -278,13 +286,18 @@ impl Found {
         })
     }
 
-    fn published(&self) -> Arc<Published> {
+    fn published(&self, options: &Options) -> Arc<Published> {
         Arc::new(Published::new(
             &self.state,
             self.compacted_physically,
             self.log_bytes,
             self.leases.len(),
             self.rare.clone(),
+            Pages::new(
+                options.list_cache_bytes,
+                options.list_cache_keys_min,
+                self.state.revision,
+            ),
         ))
     }
 }
@@ -319,7 +332,7 @@ impl<E: Engine> Machine<E> {
     /// Takes up the state that the engine holds; an empty engine is an empty store.
     pub fn open(engine: Arc<E>, options: &Options) -> Result<Self, EngineError> {
         let found = Found::in_engine(&*engine)?;
-        let published = found.published();
+        let published = found.published(options);
         let Found {
             state,
             compacted_physically,
@@ -351,6 +364,7 @@ impl<E: Engine> Machine<E> {
             engine,
             state,
             published,
+            options: options.clone(),
             hub,
             leases,
             auth,
@@ -374,7 +388,7 @@ impl<E: Engine> Machine<E> {
             found.state.applied_index >= self.state.applied_index && found.state.revision >= self.state.revision,
             "a snapshot never takes the state back"
         );
-        let published = found.published();
+        let published = found.published(&self.options);
         self.hub.reader().published_auth().publish(found.auth.clone());
         self.hub.reader().switch(engine.clone(), published.clone());
         self.step.batch = engine.batch();
@@ -576,6 +590,10 @@ impl<E: Engine> Machine<E> {
                 self.cache.remove(key);
             }
         }
+        let since = self.published.revision.load(std::sync::atomic::Ordering::Relaxed) + 1;
+        self.published
+            .pages
+            .tell(since, self.state.revision, step.overlay.cur.iter());
         step.overlay.clear();
         written(&step.lease_changes);
         let published_auth = self.hub.reader().published_auth();

@@ -9,7 +9,7 @@ use api::codec::DowngradeInfo;
 use api::kv::{
     AlarmMember, KeyValue, RangeRequest, RangeResponse, ResponseHeader, SortOrder, SortTarget, TxnRequest, TxnResponse,
 };
-use api::store::{ScanPage, ScanRequest};
+use api::store::{EncodedRange, ScanPage, ScanRequest};
 use api::{Error, LeaseId, RaftIndex, Revision, Span};
 use arc_swap::{ArcSwap, Guard};
 use bytes::{Bytes, BytesMut};
@@ -21,6 +21,7 @@ use crate::auth::{Auth, Caller, Limits, Right, permit_attached};
 use crate::keys::{self, Record, RecordRef};
 use crate::membership::Membership;
 use crate::overlay::Overlay;
+use crate::pages::{self, Draft, Pages, ReadPage};
 use crate::{Failure, txn};
 
 /// What readers on any thread see of the machine. Written by the apply thread only, after the engine write and in the
@@ -45,6 +46,8 @@ pub struct Published {
     pub(crate) leases: AtomicU64,
     /// The revision up to which physical compaction is done.
     pub(crate) compacted_physically: AtomicI64,
+    /// What of it is listed often.
+    pub(crate) pages: Pages,
     rare: Mutex<Rare>,
 }
 
@@ -69,8 +72,10 @@ impl Published {
         log_bytes: u64,
         leases: usize,
         rare: Rare,
+        pages: Pages,
     ) -> Self {
         Published {
+            pages,
             rare: Mutex::new(rare),
             log_bytes: AtomicU64::new(log_bytes),
             leases: AtomicU64::new(leases as u64),
@@ -345,7 +350,7 @@ impl<E: Engine> Reader<E> {
     fn with_snapshot<T>(
         &self,
         revision: Revision,
-        read: impl FnOnce(&Snapshot<'_, E::View<'_>>, Revision) -> Result<T, Failure>,
+        read: impl FnOnce(&Snapshot<'_, E::View<'_>>, Revision, &Pages) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let generation = self.current();
         loop {
@@ -376,6 +381,7 @@ impl<E: Engine> Reader<E> {
                     compacted,
                 },
                 at,
+                &generation.published.pages,
             );
         }
     }
@@ -385,34 +391,78 @@ impl<E: Engine> Reader<E> {
         if let Some(response) = self.newest_of_key(request)? {
             return Ok(response);
         }
-        self.with_snapshot(request.revision, |snapshot, at| {
+        self.with_snapshot(request.revision, |snapshot, at, _| {
             let is_page = request.limit > 0 && !request.count_only && !matches!(request.span(), Span::Key(_));
             if !is_page || is_sorted_or_filtered(request) {
                 return snapshot.range(request, at, None);
             }
-            let range_end = &request.range_end;
-            let rest = Rest {
-                at,
-                key: request.key.clone(),
-                range_end: range_end.clone(),
-            };
-            let known = self.rests.lock().counts.get(&rest).copied();
+            let known = self.known_count(request, at);
             let response = snapshot.range(request, at, known)?;
             if response.more
                 && let Some(last) = response.kvs.last()
             {
-                let key = [&last.key[..], &[0]].concat().into();
-                // A copy: the request's own is a slice of all that its client sent.
-                let rest = Rest {
-                    at,
-                    key,
-                    range_end: Bytes::copy_from_slice(range_end),
-                };
-                self.rests
-                    .lock()
-                    .remember(rest, response.count - response.kvs.len() as i64);
+                self.remember_rest(request, at, &last.key, response.count - response.kvs.len() as i64);
             }
             Ok(response)
+        })
+    }
+
+    /// How many keys a range has at a revision, if a page before it said so.
+    fn known_count(&self, request: &RangeRequest, at: Revision) -> Option<i64> {
+        let rest = Rest {
+            at,
+            key: request.key.clone(),
+            range_end: request.range_end.clone(),
+        };
+        self.rests.lock().counts.get(&rest).copied()
+    }
+
+    /// Notes how many keys there are after the last one of a page.
+    fn remember_rest(&self, request: &RangeRequest, at: Revision, last: &[u8], count: i64) {
+        let rest = Rest {
+            at,
+            key: [last, &[0]].concat().into(),
+            // A copy: the request's own is a slice of all that its client sent.
+            range_end: Bytes::copy_from_slice(&request.range_end),
+        };
+        self.rests.lock().remember(rest, count);
+    }
+
+    /// Answers a range as its encoding, without making a message of it; what is listed often is in memory as it goes
+    /// out. `None` if the range [is no list](is_list), or with `cached_only` if the engine had to be read.
+    pub fn list(&self, request: &RangeRequest, cached_only: bool) -> Result<Option<EncodedRange>, Failure> {
+        let (start, end) = match request.span() {
+            _ if !is_list(request) => return Ok(None),
+            Span::Key(_) => return Ok(None),
+            Span::Range(start, end) => (start, Some(end)),
+            Span::From(start) => (start, None),
+        };
+        self.with_snapshot(request.revision, |snapshot, at, pages| {
+            let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0);
+            let known = limit.and_then(|_| self.known_count(request, at));
+            let mut listing = Listing {
+                at,
+                limit: limit.unwrap_or(usize::MAX),
+                counts_rest: known.is_none(),
+                kvs: Vec::new(),
+                keys: 0,
+                count: 0,
+                last: None,
+            };
+            if !listing.read(snapshot, pages, start, end, cached_only)? {
+                return Ok(None);
+            }
+            let count = known.unwrap_or(listing.count);
+            let more = count > listing.keys as i64;
+            if more && let Some((content, to)) = listing.last {
+                self.remember_rest(request, at, &content.last_key(to), count - listing.keys as i64);
+            }
+            Ok(Some(EncodedRange {
+                header: ResponseHeader::at(snapshot.revision),
+                kvs: listing.kvs,
+                more,
+                count,
+            }))
         })
     }
 
@@ -456,13 +506,13 @@ impl<E: Engine> Reader<E> {
 
     /// Answers one page of a range.
     pub fn scan(&self, request: &ScanRequest) -> Result<ScanPage, Failure> {
-        self.with_snapshot(request.revision, |snapshot, at| snapshot.scan_page(request, at))
+        self.with_snapshot(request.revision, |snapshot, at, _| snapshot.scan_page(request, at))
     }
 
     /// Answers a transaction that only reads.
     pub fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
         assert!(request.is_read_only(), "only the machine executes writes");
-        self.with_snapshot(0, |snapshot, _| txn::execute_read_only(snapshot, request))
+        self.with_snapshot(0, |snapshot, _, _| txn::execute_read_only(snapshot, request))
     }
 
     /// The keys attached to a lease, in order.
@@ -522,6 +572,144 @@ pub(crate) struct Snapshot<'a, V> {
 enum Found<'a> {
     Newest(RecordRef<'a>),
     Past(Record),
+}
+
+impl Found<'_> {
+    fn record(&self) -> RecordRef<'_> {
+        match self {
+            Found::Newest(record) => *record,
+            Found::Past(record) => as_ref(record),
+        }
+    }
+}
+
+/// A range on its way to becoming an [`EncodedRange`].
+struct Listing {
+    at: Revision,
+    /// Most keys to take.
+    limit: usize,
+    /// Whether those beyond the limit are counted.
+    counts_rest: bool,
+    kvs: Vec<Bytes>,
+    /// Keys taken.
+    keys: usize,
+    /// Keys seen.
+    count: i64,
+    /// Where the last key taken is: the last of so many in there.
+    last: Option<(Arc<pages::Content>, usize)>,
+}
+
+impl Listing {
+    /// Takes the keys of a range; `false` if they are not all in pages and only those may be read.
+    fn read<V: View>(
+        &mut self,
+        snapshot: &Snapshot<'_, V>,
+        pages: &Pages,
+        start: &[u8],
+        end: Option<&[u8]>,
+        cached_only: bool,
+    ) -> Result<bool, Failure> {
+        let mut key = Bytes::copy_from_slice(start);
+        while end.is_none_or(|end| key < end) && (self.keys < self.limit || self.counts_rest) {
+            let next = match pages.find(self.at, &key) {
+                pages::Found::Page { content, end: page_end } => {
+                    let first = content.before(&key);
+                    let to = match (end, &page_end) {
+                        (Some(end), Some(page_end)) if page_end <= end => content.len(),
+                        (Some(end), _) => content.before(end),
+                        (None, _) => content.len(),
+                    };
+                    self.count += (to - first) as i64;
+                    let to = to.min(first.saturating_add(self.limit - self.keys));
+                    self.take(&content, first, to);
+                    page_end
+                }
+                pages::Found::Gap { .. } if cached_only => return Ok(false),
+                pages::Found::Gap { end: gap_end, new } => {
+                    let until = match (&gap_end, end) {
+                        (Some(gap_end), Some(end)) => Some(end.min(gap_end)),
+                        (Some(gap_end), None) => Some(&gap_end[..]),
+                        (None, end) => end,
+                    };
+                    self.read_gap(snapshot, new.then_some(pages), &key, until)?;
+                    gap_end
+                }
+            };
+            match next {
+                Some(next) => key = next,
+                None => break,
+            }
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, content: &Arc<pages::Content>, first: usize, to: usize) {
+        if to > first {
+            self.kvs.push(content.slice(first, to));
+            self.keys += to - first;
+            self.last = Some((content.clone(), to));
+        }
+    }
+
+    /// Takes keys from the engine, and puts them into `pages`.
+    fn read_gap<V: View>(
+        &mut self,
+        snapshot: &Snapshot<'_, V>,
+        pages: Option<&Pages>,
+        start: &Bytes,
+        end: Option<&[u8]>,
+    ) -> Result<(), Failure> {
+        let span = end.map_or(Span::From(start), |end| Span::Range(start, end));
+        let bytes_max = pages.map_or(0, Pages::list_bytes_max);
+        let (mut read, mut bytes) = (Vec::new(), 0);
+        let mut page_start = start.clone();
+        let mut draft = Draft::default();
+        let mut close = |this: &mut Self, draft: &mut Draft, end: Option<Bytes>| {
+            let content = Arc::new(draft.finish());
+            // What is in it was counted when it was taken.
+            this.keys -= content.len();
+            this.take(&content, 0, content.len());
+            bytes += content.slice(0, content.len()).len();
+            let start = std::mem::replace(&mut page_start, end.clone().unwrap_or_default());
+            if bytes <= bytes_max {
+                read.push(ReadPage { start, end, content });
+            } else {
+                // So long a list would take the place of all others.
+                read.clear();
+            }
+        };
+        let mut cut = false;
+        snapshot.visit_newest(span, |key, newest| {
+            if self.keys >= self.limit {
+                cut = true;
+                self.count += i64::from(self.counts_rest && snapshot.existed_at(newest, self.at)?);
+                return Ok(self.counts_rest);
+            }
+            let Some(found) = snapshot.record_at(newest, self.at)? else {
+                return Ok(true);
+            };
+            let record = found.record();
+            if draft.is_full(key, &record) {
+                close(self, &mut draft, Some(Bytes::copy_from_slice(key)));
+            }
+            draft.push(key, &record);
+            self.keys += 1;
+            self.count += 1;
+            Ok(true)
+        })?;
+        let end = match draft.last_key() {
+            // What comes after it was not read.
+            Some(last) if cut => Some([last, &[0]].concat().into()),
+            _ => end.map(Bytes::copy_from_slice),
+        };
+        if !cut || draft.len() > 0 {
+            close(self, &mut draft, end);
+        }
+        if let Some(pages) = pages {
+            pages.keep(self.at, read);
+        }
+        Ok(())
+    }
 }
 
 impl<V: View> Snapshot<'_, V> {
@@ -820,6 +1008,14 @@ fn is_in_key_order(order: SortOrder, target: SortTarget) -> bool {
     order == SortOrder::None || (target == SortTarget::Key && order == SortOrder::Ascend)
 }
 
+/// Whether [`Reader::list`] answers it: a range of more than one key, with values, in the order of keys.
+pub fn is_list(request: &RangeRequest) -> bool {
+    !matches!(request.span(), Span::Key(_))
+        && !request.keys_only
+        && !request.count_only
+        && !is_sorted_or_filtered(request)
+}
+
 /// Whether its answer is anything but the first keys of the range in their order.
 fn is_sorted_or_filtered(request: &RangeRequest) -> bool {
     let order = SortOrder::try_from(request.sort_order);
@@ -869,11 +1065,9 @@ struct Gather {
 
 impl Gather {
     fn push(&mut self, key: &[u8], found: &Found<'_>, with_value: bool) {
-        let (bare, value) = match found {
-            Found::Newest(record) => (record.to_bare_key_value(Bytes::new()), record.value),
-            Found::Past(record) => (as_ref(record).to_bare_key_value(Bytes::new()), &record.value[..]),
-        };
-        let value = if with_value { value } else { &[] };
+        let record = found.record();
+        let bare = record.to_bare_key_value(Bytes::new());
+        let value = if with_value { record.value } else { &[] };
         let len = key.len() + value.len();
         if self.arena.capacity() < len {
             self.arena = BytesMut::with_capacity(len.max(ARENA_BYTES));

@@ -25,6 +25,7 @@ enum Step {
     Apply,
     Other(Option<(MemberChangeKind, u64)>),
     Range(RangeRequest),
+    List(RangeRequest),
     ReadTxn(TxnRequest),
     Scan(ScanRequest),
     Attached(i64),
@@ -109,6 +110,12 @@ fn run<E: TestEngine>(harness: &mut Harness<E>, steps: Vec<Step>) {
             Step::Range(mut range) => {
                 resolve_range(&mut range, seen);
                 harness.range(&range);
+            }
+            Step::List(mut range) => {
+                resolve_range(&mut range, seen);
+                if metastore_mvcc::read::is_list(&range) {
+                    harness.list(&range);
+                }
             }
             Step::ReadTxn(mut txn) => {
                 resolve_txn(&mut txn, seen);
@@ -221,6 +228,18 @@ fn range() -> impl Strategy<Value = RangeRequest> {
             max_create_revision: filters.3,
         },
     )
+}
+
+fn list() -> impl Strategy<Value = RangeRequest> {
+    (span(), -1..5i64, prop_oneof![2 => Just(0i64), 1 => pick()]).prop_map(|((key, range_end), limit, revision)| {
+        RangeRequest {
+            key,
+            range_end,
+            limit,
+            revision,
+            ..Default::default()
+        }
+    })
 }
 
 fn compare() -> impl Strategy<Value = Compare> {
@@ -365,6 +384,7 @@ fn step() -> impl Strategy<Value = Step> {
         10 => Just(Step::Apply),
         2 => change.prop_map(Step::Other),
         6 => range().prop_map(Step::Range),
+        8 => list().prop_map(Step::List),
         2 => read_txn().prop_map(Step::ReadTxn),
         2 => scan.prop_map(Step::Scan),
         1 => lease().prop_map(Step::Attached),

@@ -17,6 +17,7 @@ use api::kv::*;
 use api::store::{WatchCreate, WatchOutput, WatchStream};
 use bytes::Bytes;
 use metastore_mvcc::{CompactionProgress, Machine, Options, Stream};
+use prost::Message;
 use storage::Engine;
 
 use support::{Flag, MapEngine, TestEngine, entry, next_output};
@@ -148,6 +149,64 @@ fn history_does_not_hold_up_news() {
     );
 }
 
+/// What one commit brings a watcher comes as one answer, also if it begins in the middle; and what several watchers of a
+/// stream wait for counts once.
+#[test]
+fn one_commit_is_one_answer() {
+    let (engine, ()) = MapEngine::fresh();
+    let options = Options {
+        watch_buffer_events_max: 8,
+        ..Default::default()
+    };
+    let mut machine = Machine::open(engine, &options).unwrap();
+    let hub = machine.hub().clone();
+    let mut stream = hub.stream();
+    for start in [0, 0, 4, 6] {
+        stream.create(everything(start)).unwrap();
+    }
+    let puts = |count: u64| -> Vec<_> { (0..count).map(|at| (at, txn(vec![put("a", "")]))).collect() };
+    machine.apply(&[entry(1, 1, &puts(2)), entry(2, 1, &puts(2))]).unwrap();
+    assert_eq!(hub.stats().pending_events, 4 + 4 + 2);
+    machine.apply(&[entry(3, 1, &puts(3))]).unwrap();
+    assert_eq!(
+        hub.stats().behind,
+        0,
+        "six events wait, however many wait for them, so there is room"
+    );
+    let mut outputs = drain(&mut stream);
+    outputs.sort();
+    let expected = [
+        (vec![2, 3, 4, 5], 4),
+        (vec![2, 3, 4, 5], 4),
+        (vec![4, 5], 2),
+        (vec![6, 7, 8], 3),
+        (vec![6, 7, 8], 3),
+        (vec![6, 7, 8], 3),
+        (vec![6, 7, 8], 3),
+    ];
+    assert_eq!(outputs, expected);
+    assert_eq!(hub.stats().pending_events, 0);
+
+    // No more at once than half of the buffer.
+    machine.apply(&[entry(4, 1, &puts(6))]).unwrap();
+    let outputs = drain(&mut stream);
+    assert_eq!(outputs.len(), 8);
+    assert!(
+        outputs
+            .iter()
+            .all(|(revisions, _)| revisions[..] == [9, 10, 11, 12] || revisions[..] == [13, 14])
+    );
+
+    // Whoever goes takes what waits for him along, and nothing of anybody else's.
+    machine.apply(&[entry(5, 1, &puts(2))]).unwrap();
+    assert!(stream.cancel(1));
+    assert_eq!(hub.stats().pending_events, 3 * 2);
+    assert_eq!(drain(&mut stream), vec![(vec![15, 16], 2); 3]);
+    machine.apply(&[entry(6, 1, &puts(2))]).unwrap();
+    drop(stream);
+    assert_eq!(hub.stats().pending_events, 0);
+}
+
 /// A watcher that comes while entries are being applied, of which nobody gathered the events, misses nothing of what
 /// comes after the revision that it was told.
 #[test]
@@ -200,6 +259,7 @@ fn under_threads<E: TestEngine>(how_long: Duration) {
     let (engine, _guard) = E::fresh();
     let options = Options {
         watch_buffer_events_max: 16,
+        list_cache_keys_min: 1,
         ..Default::default()
     };
     let mut machine = Machine::open(engine, &options).unwrap();
@@ -263,7 +323,20 @@ fn under_threads<E: TestEngine>(how_long: Duration) {
                         revision: revision.max(0),
                         ..Default::default()
                     };
-                    match reader.range(&range) {
+                    let read = if random >> 62 & 1 == 0 {
+                        reader.range(&range)
+                    } else {
+                        reader.list(&range, false).map(|list| {
+                            let list = list.expect("it is one");
+                            RangeResponse {
+                                header: list.header.clone(),
+                                kvs: RangeResponse::decode(&list.kvs.concat()[..]).unwrap().kvs,
+                                more: list.more,
+                                count: list.count,
+                            }
+                        })
+                    };
+                    match read {
                         Ok(response) => {
                             let seen = response.header.unwrap().revision;
                             assert!(seen >= newest, "what was published is seen");

@@ -19,8 +19,8 @@ use api::kv::{
 };
 use api::limits::ETCD_CLUSTER_VERSION;
 use api::store::{
-    Alarm, DatabaseHash, Downgrade, DowngradeStep, HashKv, MemberList, ScanPage, ScanRequest, Standing, Status,
-    WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
+    Alarm, DatabaseHash, Downgrade, DowngradeStep, EncodedRange, HashKv, MemberList, ScanPage, ScanRequest, Standing,
+    Status, WatchCreate, WatchCreated, WatchError, WatchOutput, WatchStream,
 };
 use api::{Credentials, Error, LeaseId, Limits, MemberId, RaftIndex, Result, Revision, Span, Store};
 use mvcc::auth::{Need, Right, txn_needs};
@@ -655,6 +655,28 @@ impl<E: Engine> Store for NodeStore<E> {
             .await;
         self.shared.metrics.range_read(response.is_ok(), begun.elapsed());
         let mut response = response?;
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
+    async fn range_encoded(&self, request: RangeRequest) -> Result<EncodedRange> {
+        if !mvcc::read::is_list(&request) {
+            return Ok(self.range(request).await?.into());
+        }
+        if !request.serializable {
+            self.linearize().await?;
+        }
+        self.shared.metrics.ranges.fetch_add(1, Ordering::Relaxed);
+        let permit =
+            |auth: &Auth, caller: Caller<'_>| auth.permit_read(caller, request.span()).map_err(Failure::Refused);
+        let begun = Instant::now();
+        let reader = &self.shared.reader;
+        let response = match self.read_permitted(false, permit, || reader.list(&request, true)).await {
+            Ok(None) => self.read_permitted(true, permit, || reader.list(&request, false)).await,
+            cached => cached,
+        };
+        self.shared.metrics.range_read(response.is_ok(), begun.elapsed());
+        let mut response = response?.expect("it is a list, and may be read from the engine");
         self.complete(&mut response.header);
         Ok(response)
     }

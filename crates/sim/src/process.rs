@@ -45,6 +45,8 @@ impl World {
         }
         let options = mvcc::Options {
             record_cache_bytes: 64 << 10,
+            list_cache_bytes: 16 << 10,
+            list_cache_keys_min: 1,
             watch_buffer_events_max: 16,
             watch_buffer_bytes_max: 1 << 10,
         };

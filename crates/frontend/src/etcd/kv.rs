@@ -1,10 +1,11 @@
 //! The KV service.
 
+use api::Store;
 use api::kv::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, KeyValue, PutRequest, PutResponse,
     RangeRequest, RangeResponse, SortOrder, SortTarget, TxnRequest, TxnResponse,
 };
-use api::{Store, store::ScanRequest};
+use api::store::{EncodedRange, ScanRequest};
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream};
 use prost::Message;
@@ -22,16 +23,32 @@ const FIRST_PART_KEYS: usize = 10;
 /// Answers KV calls from a store.
 pub(crate) struct Kv<S>(pub(super) S);
 
+impl<S: Store> Kv<S> {
+    /// As `range`, for whoever sends the answer on as it is.
+    pub(crate) async fn range_encoded(&self, request: Request<RangeRequest>) -> Result<EncodedRange, Status> {
+        let store = for_client(&self.0, &request);
+        let request = check_range(request)?;
+        let _slow = Slow::range(self.0.limits().slow_request, &request);
+        store.range_encoded(request).await.map_err(status)
+    }
+}
+
+/// Refuses ranges that cannot be read, or not here.
+fn check_range(request: Request<RangeRequest>) -> Result<RangeRequest, Status> {
+    let by_learner = request.extensions().get::<ByLearner>().is_some();
+    let request = request.into_inner();
+    if by_learner && !request.serializable {
+        return Err(status(api::Error::NotSupportedForLearner));
+    }
+    request.validate().map_err(status)?;
+    Ok(request)
+}
+
 #[tonic::async_trait]
 impl<S: Store> kv_server::Kv for Kv<S> {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let by_learner = request.extensions().get::<ByLearner>().is_some();
         let store = for_client(&self.0, &request);
-        let request = request.into_inner();
-        if by_learner && !request.serializable {
-            return Err(status(api::Error::NotSupportedForLearner));
-        }
-        request.validate().map_err(status)?;
+        let request = check_range(request)?;
         let _slow = Slow::range(self.0.limits().slow_request, &request);
         store.range(request).await.map(Response::new).map_err(status)
     }

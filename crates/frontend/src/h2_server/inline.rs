@@ -23,6 +23,7 @@ use api::kv::{
     Compare, DeleteRangeResponse, PutResponse, RangeRequest, RangeResponse, RequestOp, RequestOpKind, TxnRequest,
     TxnResponse,
 };
+use api::store::EncodedRange;
 use api::{Span, Store};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::task::AtomicWaker;
@@ -80,8 +81,8 @@ enum Reply {
     Put(PutResponse),
     DeleteRange(DeleteRangeResponse),
     Txn(TxnResponse),
-    /// A message with its prefix.
-    Encoded(Bytes),
+    /// A message with its prefix, in pieces.
+    Encoded(Vec<Bytes>),
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Reply, Status>> + Send>>;
@@ -261,23 +262,29 @@ impl<S: Store> Inline<S> {
             Reply::Put(message) => encode(&message, arena),
             Reply::DeleteRange(message) => encode(&message, arena),
             Reply::Txn(message) => encode(&message, arena),
-            Reply::Encoded(data) => Ok(data),
+            Reply::Encoded(pieces) => return self.send_pieces(pieces, reply, call),
         };
-        let data = match data {
-            Ok(data) => data,
-            Err(status) => return refuse(status, reply, call),
-        };
-        let bytes = data.len() - PREFIX_BYTES;
+        match data {
+            Ok(data) => self.send_pieces([data], reply, call),
+            Err(status) => refuse(status, reply, call),
+        }
+    }
+
+    fn send_pieces(&self, pieces: impl IntoIterator<Item = Bytes>, reply: &mut SendResponse<Bytes>, call: &mut Call) {
+        let mut bytes = 0;
         let mut response = Response::new(());
         *response.headers_mut() = self.headers.clone();
         let sent = reply.send_response(response, false).and_then(|mut stream| {
             // As much as the client's window has room for; the rest waits for it in the connection.
-            stream.send_data(data, false)?;
+            for piece in pieces {
+                bytes += piece.len();
+                stream.send_data(piece, false)?;
+            }
             stream.send_trailers(self.trailers.clone())
         });
         match sent {
             Ok(()) => {
-                call.sent(bytes as u64);
+                call.sent((bytes - PREFIX_BYTES) as u64);
                 call.end(Code::Ok);
             }
             // The client has given the call up, and it ends as cancelled.
@@ -298,16 +305,21 @@ fn refuse(status: Status, reply: &mut SendResponse<Bytes>, call: &mut Call) {
 /// A message with its prefix; fails if it is longer than the prefix can say.
 fn encode(message: &impl Message, arena: &mut BytesMut) -> Result<Bytes, Status> {
     let length = message.encoded_len();
-    let prefix = u32::try_from(length)
-        .map_err(|_| Status::resource_exhausted(format!("a reply of {length} bytes is more than gRPC can carry")))?;
     if arena.capacity() < PREFIX_BYTES + length {
         // A new piece of memory rather than one that the last replies are copied into.
         *arena = BytesMut::with_capacity((PREFIX_BYTES + length).max(ARENA_BYTES));
     }
-    arena.put_u8(0);
-    arena.put_u32(prefix);
+    put_prefix(length, arena)?;
     message.encode_raw(arena);
     Ok(arena.split().freeze())
+}
+
+fn put_prefix(length: usize, out: &mut BytesMut) -> Result<(), Status> {
+    let length = u32::try_from(length)
+        .map_err(|_| Status::resource_exhausted(format!("a reply of {length} bytes is more than gRPC can carry")))?;
+    out.put_u8(0);
+    out.put_u32(length);
+    Ok(())
 }
 
 /// Reads a call's request and carries it out.
@@ -326,7 +338,7 @@ async fn answer<S: Store>(
             let request = decode::<RangeRequest>(message, extensions)?;
             if is_long(request.get_ref()) {
                 let kv = kv.clone();
-                return apart(async move { kv.range(request).await }).await;
+                return apart(async move { in_pieces(kv.range_encoded(request).await?) }).await;
             }
             Reply::Range(kv.range(request).await?.into_inner())
         }
@@ -339,7 +351,11 @@ async fn answer<S: Store>(
             let request = decode::<TxnRequest>(message, extensions)?;
             if reads_long(request.get_ref()) {
                 let kv = kv.clone();
-                return apart(async move { kv.txn(request).await }).await;
+                return apart(async move {
+                    let reply = kv.txn(request).await?.into_inner();
+                    encode(&reply, &mut BytesMut::new()).map(|reply| vec![reply])
+                })
+                .await;
             }
             Reply::Txn(kv.txn(request).await?.into_inner())
         }
@@ -358,13 +374,23 @@ fn reads_long(request: &TxnRequest) -> bool {
         && (request.success.iter().chain(&request.failure).any(long) || request.compare.iter().any(long_compare))
 }
 
+/// The message that a range is answered with, and its prefix.
+fn in_pieces(range: EncodedRange) -> Result<Vec<Bytes>, Status> {
+    let (before, after) = range.frame();
+    let kvs: usize = range.kvs.iter().map(Bytes::len).sum();
+    let length = before.encoded_len() + kvs + after.encoded_len();
+    let mut first = BytesMut::with_capacity(PREFIX_BYTES + before.encoded_len());
+    put_prefix(length, &mut first)?;
+    before.encode_raw(&mut first);
+    let mut pieces = Vec::with_capacity(range.kvs.len() + 2);
+    pieces.push(first.freeze());
+    pieces.extend(range.kvs);
+    pieces.push(after.encode_to_vec().into());
+    Ok(pieces)
+}
+
 /// Carries a call out, and encodes its answer, in a task of its own.
-async fn apart<M>(
-    call: impl Future<Output = Result<tonic::Response<M>, Status>> + Send + 'static,
-) -> Result<Reply, Status>
-where
-    M: Message + 'static,
-{
+async fn apart(call: impl Future<Output = Result<Vec<Bytes>, Status>> + Send + 'static) -> Result<Reply, Status> {
     struct Apart<T>(JoinHandle<T>);
     impl<T> Drop for Apart<T> {
         fn drop(&mut self) {
@@ -372,12 +398,9 @@ where
             self.0.abort();
         }
     }
-    let mut task = Apart(tokio::spawn(async move {
-        let reply = call.await?.into_inner();
-        encode(&reply, &mut BytesMut::new()).map(Reply::Encoded)
-    }));
+    let mut task = Apart(tokio::spawn(call));
     match (&mut task.0).await {
-        Ok(reply) => reply,
+        Ok(reply) => reply.map(Reply::Encoded),
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => Err(status(api::Error::Stopped)),

@@ -202,6 +202,8 @@ pub const FLAGS: &[Flag] = &[
     flag(WritePath, "batch-bytes-max", Bytes, "4MiB", "bytes", Works, "Most bytes of operations in one Raft entry."),
     flag(WritePath, "record-cache-bytes", Bytes, "32MiB", "bytes", Works,
         "Memory for the newest records of hot keys, so that writing one reads nothing from the engine."),
+    flag(WritePath, "list-cache-bytes", Bytes, "64MiB", "bytes", Works,
+        "Memory for ranges that are listed again and again, kept up to date and encoded as they go out. 0 turns it off."),
 
     // Clustering.
     flag(Clustering, "initial-advertise-peer-urls", Urls, "http://localhost:2380", "", Works,
