@@ -20,13 +20,12 @@ use prost::Message;
 use replica::{Config, Effect, Input, Proposal, Replica};
 use storage::{RaftLog, RocksEngine, RocksOptions};
 
-const CASES: [(&str, fn()); 7] = [
+const CASES: [(&str, fn()); 6] = [
     ("encode", encode),
     ("batch", batch),
     ("apply", apply),
     ("get", get),
     ("range", range),
-    ("list", list),
     ("fanout", fanout),
 ];
 
@@ -200,27 +199,6 @@ fn range() {
     measured(&mut || {
         let response = reader.range(&request).expect("it reads");
         black_box(response.encode_to_vec());
-    });
-}
-
-/// The same again and again, as the front end sends it: after ten puts, and as it is.
-fn list() {
-    let mut store = Store::new();
-    let reader = store.machine.reader();
-    let request = RangeRequest {
-        key: "/registry/".into(),
-        range_end: "/registry0".into(),
-        ..Default::default()
-    };
-    let list = |cached_only| reader.list(&request, cached_only).expect("it reads");
-    list(false);
-    let puts: Vec<Operation> = (0..10).map(|number| put(number * 190)).collect();
-    store.apply(entry(&puts));
-    measured(&mut || {
-        for _ in 0..2 {
-            let answer = black_box(list(true).expect("all of it is in memory"));
-            assert_eq!(answer.count, 2000);
-        }
     });
 }
 
