@@ -70,7 +70,7 @@ def send(server, request):
         # The library forgets the socket when the answer says that it is the connection's last.
         sock = connection.sock
         response = connection.getresponse()
-        kept = {name: response.headers.get(name).removesuffix("; escaping=underscores") for name in HEADERS if name in response.headers}
+        kept = {name: response.headers.get(name) for name in HEADERS if name in response.headers}
         if request.lines is None:
             text = "" if request.skip_body else response.read().decode("utf-8", "replace")
             return [response.status, kept] + [normal(text)]

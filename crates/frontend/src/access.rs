@@ -102,14 +102,47 @@ pub(crate) fn check_path<B>(request: &Request<B>) -> Result<(), Box<Response<Bod
 /// Puts the path of today in the place of the one that an earlier etcd had.
 pub(crate) fn modernise<B>(request: &mut Request<B>) {
     let path = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
-    if let Some(rest) = path.strip_prefix("/v3beta/")
-        && let Ok(path) = PathAndQuery::try_from(format!("/v3/{rest}"))
-    {
-        let mut parts = request.uri().clone().into_parts();
-        parts.path_and_query = Some(path);
-        if let Ok(uri) = Uri::from_parts(parts) {
-            *request.uri_mut() = uri;
+    if let Some(rest) = path.strip_prefix("/v3beta/") {
+        set_path(request, &format!("/v3/{rest}"));
+    }
+}
+
+/// Writes out the escapes in a path that stand for what needs none, so that it is found in whichever way it is written.
+/// Go's router looks at one name after another, so an escaped slash is a part of a name and stays what it is.
+pub(crate) fn unescape_names<B>(request: &mut Request<B>) {
+    let path = request.uri().path();
+    if !path.contains('%') {
+        return;
+    }
+    let mut parts = path.split('%');
+    let mut written = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let byte = part.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match byte {
+            Some(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                written.push(char::from(byte));
+                written.push_str(&part[2..]);
+            }
+            _ => {
+                written.push('%');
+                written.push_str(part);
+            }
         }
+    }
+    if let Some(query) = request.uri().query() {
+        written = format!("{written}?{query}");
+    }
+    set_path(request, &written);
+}
+
+fn set_path<B>(request: &mut Request<B>, path_and_query: &str) {
+    let mut parts = request.uri().clone().into_parts();
+    let Ok(path_and_query) = PathAndQuery::try_from(path_and_query) else {
+        return;
+    };
+    parts.path_and_query = Some(path_and_query);
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
     }
 }
 
@@ -175,6 +208,20 @@ mod tests {
             ("/a/../", "/"),
         ] {
             assert_eq!(clean(path), expected, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_written_out() {
+        for (path, expected) in [
+            ("/a?%61", "/a?%61"),
+            ("/%76ersion?%61", "/version?%61"),
+            ("/%7E%2d/%2Fx%2e%c3%A9", "/~-/%2Fx.%c3%A9"),
+            ("/%2576", "/%2576"),
+        ] {
+            let mut request = Request::builder().uri(path).body(()).expect("whole");
+            unescape_names(&mut request);
+            assert_eq!(request.uri(), expected, "{path:?}");
         }
     }
 

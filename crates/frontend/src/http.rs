@@ -115,7 +115,7 @@ fn shows_name(request: &Request<Body>) -> bool {
         && certificate.is_some_and(|certificate| !certificate.common_name.is_empty())
 }
 
-async fn answer<S: Store>(frontend: Frontend<S>, request: Request<Body>) -> Response {
+async fn answer<S: Store>(frontend: Frontend<S>, mut request: Request<Body>) -> Response {
     if request.method() == Method::OPTIONS {
         return StatusCode::OK.into_response();
     }
@@ -124,6 +124,7 @@ async fn answer<S: Store>(frontend: Frontend<S>, request: Request<Body>) -> Resp
     if let Some(redirect) = access::redirect(&request, subtrees) {
         return redirect;
     }
+    access::unescape_names(&mut request);
     if has_gateway && request.uri().path().starts_with(gateway::PREFIX) {
         return gateway::serve(frontend, request).await;
     }
@@ -195,7 +196,10 @@ async fn metrics<S: Store>(State(endpoints): State<Arc<Endpoints<S>>>) -> Respon
     respond(
         StatusCode::OK,
         text,
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        [(
+            CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
+        )],
     )
 }
 

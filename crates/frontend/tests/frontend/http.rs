@@ -232,10 +232,14 @@ async fn version_metrics_and_nothing_else() {
     assert_eq!(get(&store, "/version").await, answer(200, &version));
     assert_eq!(get(&store, "/metrics").await, answer(200, "up 1\n"));
     assert_eq!(get(&store, "/").await, answer(404, "404 page not found\n"));
+    assert_eq!(get(&store, "/%76ersion").await, answer(200, &version));
     let response = request(&store, Method::GET, "/version").await;
     assert_eq!(header(&response, "content-type"), "application/json");
     let response = request(&store, Method::GET, "/metrics").await;
-    assert!(header(&response, "content-type").starts_with("text/plain; version=0.0.4"));
+    assert_eq!(
+        header(&response, "content-type"),
+        "text/plain; version=0.0.4; charset=utf-8; escaping=underscores"
+    );
 }
 
 #[tokio::test]
