@@ -4,7 +4,7 @@ mod auth;
 mod tls;
 
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -167,6 +167,8 @@ pub struct ListenConfig {
 pub struct ClusterConfig {
     /// The peer URLs that the other members are told.
     pub advertise_peer_urls: Vec<Url>,
+    /// Where connections to the other members leave from, unless the system is to choose.
+    pub local_address: Option<IpAddr>,
     /// A name that goes into the ids of the cluster and its members.
     pub token: String,
     /// The members, by name. It holds this member.
@@ -270,7 +272,10 @@ impl Config {
             listen: listen(settings)?,
             tls: TlsConfig::from_settings(settings, &mut notes)?,
             auth: AuthConfig::from_settings(settings, &mut notes)?,
-            cluster: cluster(settings, &name)?,
+            cluster: ClusterConfig {
+                local_address: local_address(settings, &gates, &mut notes),
+                ..cluster(settings, &name)?
+            },
             name,
             heartbeat,
             election_timeout,
@@ -359,6 +364,28 @@ fn gates(settings: &Settings, notes: &mut Vec<Note>) -> Result<Vec<(&'static Gat
         }
     }
     Ok(resolved)
+}
+
+/// By the gate SetMemberLocalAddr: the first address among the advertised peer URLs that others could come from.
+fn local_address(settings: &Settings, gates: &[(&Gate, bool)], notes: &mut Vec<Note>) -> Option<IpAddr> {
+    if !gates.iter().any(|(gate, on)| gate.name == "SetMemberLocalAddr" && *on) {
+        return None;
+    }
+    let urls = settings.urls("initial-advertise-peer-urls");
+    let mut addresses = urls.iter().filter_map(|url| url.host().parse::<IpAddr>().ok());
+    let found = addresses.find(|address| !address.is_loopback() && !address.is_unspecified());
+    let (warning, message) = match found {
+        Some(address) => (false, format!("setting member local address: {address}")),
+        None => {
+            let cause = "unable to set a member local address due to lack of suitable local addresses";
+            (
+                true,
+                format!("{cause} in --initial-advertise-peer-urls ({})", list(urls)),
+            )
+        }
+    };
+    notes.push(Note { warning, message });
+    found
 }
 
 fn raft_times(settings: &Settings) -> Result<(Duration, Duration), Failure> {
@@ -505,6 +532,7 @@ fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
         strict_reconfig_check: settings.boolean("strict-reconfig-check"),
         learners_max: size(settings, "max-learners", 0)?,
         advertise_peer_urls,
+        local_address: None,
         token: settings.text("initial-cluster-token").to_owned(),
         initial,
     })
@@ -825,6 +853,21 @@ mod tests {
         let (config, _) = config(&["--name=infra0", "--initial-advertise-peer-urls=http://10.0.0.1:2380"]).unwrap();
         assert_eq!(config.data_dir, PathBuf::from("infra0.metastore"));
         assert_eq!(list(&config.cluster.initial["infra0"]), "http://10.0.0.1:2380");
+    }
+
+    #[test]
+    fn members_may_have_an_address_to_leave_from() {
+        let urls = "--initial-advertise-peer-urls=http://127.0.0.1:1,http://b:1,http://10.0.0.7:1";
+        let local = |args: &[&str]| config(args).unwrap().0.cluster.local_address;
+        assert_eq!(local(&[urls]), None);
+        let on = "--feature-gates=SetMemberLocalAddr=true";
+        assert_eq!(local(&[urls, on]), Some("10.0.0.7".parse().unwrap()));
+        let (config, notes) = config(&[on]).unwrap();
+        assert_eq!(config.cluster.local_address, None);
+        assert!(
+            notes.iter().any(|note| note.message.contains("lack of suitable")),
+            "{notes:?}"
+        );
     }
 
     #[test]

@@ -175,6 +175,7 @@ fn server_config(config: &Config) -> Result<ServerConfig, Failure> {
         join: config.cluster.join,
         force_new_cluster: config.cluster.force_new,
         listen_peers: texts(&config.cluster.listen_peer_urls),
+        local_address: config.cluster.local_address,
         raft_read_timeout: config.raft.read_timeout,
         raft_write_timeout: config.raft.write_timeout,
         snapshot_bytes_per_second: config.raft.snapshot_bytes_per_second,

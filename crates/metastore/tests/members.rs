@@ -380,6 +380,23 @@ async fn large_values_reach_every_member() {
     assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
 }
 
+/// Nobody can verify a generated certificate, so nobody asks for that, not even whoever has none of its own yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_join_with_generated_certificates() {
+    let args = || vec!["--peer-auto-tls".to_owned()];
+    let cluster = Cluster::new(1, "https", "generated", |_| args());
+    let first = &cluster.start()[0];
+    let mut client = first.client().await;
+    client.put("k", "v", None).await.expect("is put");
+    let port = free_port();
+    client.member_add([cluster.url(port)], None).await.expect("is added");
+    let initial = format!("{},m2={}", cluster.initial(), cluster.url(port));
+    let second = cluster.setup(2, port, &initial, "existing", args()).start();
+    wait_serves(&second).await;
+    let found = second.client().await.get("k", None).await.expect("is read");
+    assert_eq!(found.kvs()[0].value(), b"v");
+}
+
 /// A leader whose log disk takes no writes says why it is of no use, and is not the leader for long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stalled_disk_takes_leadership_away_and_says_so() {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -104,6 +104,8 @@ pub struct ServerConfig {
     pub cluster_token: String,
     /// Where to listen for peers: URLs.
     pub listen_peers: Vec<String>,
+    /// Where connections to peers leave from, unless the system is to choose (the gate SetMemberLocalAddr).
+    pub local_address: Option<IpAddr>,
     /// How long a peer's connection may be silent (`--raft-read-timeout`).
     pub raft_read_timeout: Duration,
     /// How long a peer may take to accept what it is sent (`--raft-write-timeout`).
@@ -249,6 +251,7 @@ pub fn run(
     };
     let mut data_dir = DataDir::open(&config.data_dir, config.wal_dir.as_deref(), kind)?;
     let peers = peer::Settings {
+        local_address: config.local_address,
         raft_read_timeout: config.raft_read_timeout,
         raft_write_timeout: config.raft_write_timeout,
         snapshot_bytes_per_second: config.snapshot_bytes_per_second,
@@ -275,6 +278,8 @@ pub fn run(
     if auto_peer_tls && data_dir.identity().is_none() {
         let client = TlsClient::new(TlsOptions {
             auto_tls: false,
+            // As with a certificate of its own: theirs are generated too, and nobody can verify them.
+            self_signed: true,
             ..config.peer_tls.clone()
         })?;
         let client_config = client.config_source();

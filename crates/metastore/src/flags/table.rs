@@ -177,7 +177,7 @@ pub const FLAGS: &[Flag] = &[
     flag(Member, "watch-progress-notify-interval", Duration, "0s", "", Works,
         "Time between two progress notices to a watcher that asked for them and has no events. 0 means 10m."),
     flag(Member, "enable-grpc-gateway", Bool, "true", "", Works, "Serve the gRPC calls as JSON over HTTP too."),
-    flag(Member, "feature-gates", Gates, "", "", Works, "Switch etcd's optional features on or off; the log says of each why it changes nothing here."),
+    flag(Member, "feature-gates", Gates, "", "", Works, "Switch etcd's optional features on or off; the log says of each but SetMemberLocalAddr why it changes nothing here."),
 
     // Storage engine: ours.
     flag(Engine, "storage", Choice(&["rocksdb", "memory"]), "rocksdb", "", Works,

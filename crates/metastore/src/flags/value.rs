@@ -80,7 +80,7 @@ pub const GATES: &[Gate] = &[
     gate("LeaseCheckpoint", "ALPHA", false, CHECKPOINTS),
     gate("LeaseCheckpointPersist", "ALPHA", false, CHECKPOINTS),
     gate("PriorityRequest", "ALPHA", false, Some("revoking leases has no queue of its own to overtake")),
-    gate("SetMemberLocalAddr", "ALPHA", false, Some("connections to other members leave from the address that the system chooses")),
+    gate("SetMemberLocalAddr", "ALPHA", false, None),
     gate("StopGRPCServiceOnDefrag", "ALPHA", false, Some("defragmentation stops nothing")),
     gate("TxnModeWriteWithSharedBuffer", "BETA", true, Some("reads in transactions see what was written before them without a copy")),
 ];

@@ -49,7 +49,7 @@ pub(super) async fn dial(
     bounds: Bounds,
 ) -> Result<Connection, DialError> {
     let limit = settings.connect_timeout;
-    match tokio::time::timeout(limit, dial_unbounded(url, tls, hello, bounds, limit)).await {
+    match tokio::time::timeout(limit, dial_unbounded(url, tls, settings, hello, bounds)).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(DialError::Unreachable(reason))) => Err(DialError::Unreachable(format!("{url}: {reason}"))),
         Ok(Err(refused)) => Err(refused),
@@ -60,12 +60,14 @@ pub(super) async fn dial(
 async fn dial_unbounded(
     url: &PeerUrl,
     tls: &Tls,
+    settings: &Settings,
     hello: &Hello,
     bounds: Bounds,
-    limit: Duration,
 ) -> Result<Connection, DialError> {
     let unreachable = |error: &dyn std::error::Error| DialError::Unreachable(error.to_string());
-    let stream = stream::connect(url, tls).await.map_err(|error| unreachable(&error))?;
+    let stream = stream::connect(url, tls, settings.local_address)
+        .await
+        .map_err(|error| unreachable(&error))?;
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read, HANDSHAKE_BYTES_MAX);
     let mut writer = FrameWriter::new(write, bounds.stall);
@@ -78,7 +80,10 @@ async fn dial_unbounded(
         .write_raw(greeting.freeze())
         .await
         .map_err(|error| unreachable(&error))?;
-    let frame = reader.next(limit).await.map_err(|error| unreachable(&error))?;
+    let frame = reader
+        .next(settings.connect_timeout)
+        .await
+        .map_err(|error| unreachable(&error))?;
     let answer = Answer::decode(frame.payload).map_err(|error| unreachable(&error))?;
     if let Some(refused) = answer.refused {
         return Err(DialError::Refused(refused.into()));

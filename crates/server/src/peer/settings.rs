@@ -1,5 +1,6 @@
 //! Who we are, and the bounds that the transport keeps.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub(crate) struct Identity {
 /// Bounds in time, bytes and number.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    /// Where our connections leave from, if not from where the system chooses.
+    pub(crate) local_address: Option<IpAddr>,
     /// Longest time to resolve, connect, speak TLS and introduce ourselves, for each URL.
     pub(crate) connect_timeout: Duration,
     /// Longest time that another may take to introduce itself.
@@ -66,6 +69,7 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
+            local_address: None,
             connect_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(5),
             handshakes_max: 64,

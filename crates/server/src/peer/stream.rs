@@ -1,6 +1,7 @@
 //! Connections, whatever they are made of.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
@@ -23,10 +24,10 @@ pub(super) type Reader = FrameReader<ReadHalf<Stream>>;
 /// Frames to it.
 pub(super) type Writer = FrameWriter<WriteHalf<Stream>>;
 
-/// Connects to a URL, in TLS if it says so.
-pub(super) async fn connect(url: &PeerUrl, tls: &Tls) -> io::Result<Stream> {
+/// Connects to a URL, in TLS if it says so, from a local address if one is given.
+pub(super) async fn connect(url: &PeerUrl, tls: &Tls, local: Option<IpAddr>) -> io::Result<Stream> {
     let plain: Stream = match &url.place {
-        Place::Tcp { host, port } => Box::new(connect_tcp(host, *port).await?),
+        Place::Tcp { host, port } => Box::new(connect_tcp(host, *port, local).await?),
         Place::Unix(path) => Box::new(UnixStream::connect(path).await?),
     };
     if !url.tls {
@@ -43,7 +44,7 @@ pub(super) async fn connect(url: &PeerUrl, tls: &Tls) -> io::Result<Stream> {
     Ok(Box::new(stream))
 }
 
-async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+async fn connect_tcp(host: &str, port: u16, local: Option<IpAddr>) -> io::Result<TcpStream> {
     let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in tokio::net::lookup_host((host, port)).await? {
         let attempt = async {
@@ -55,6 +56,9 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
             socket.set_keepalive(true)?;
             // Heartbeats and votes must not wait for more to send.
             socket.set_nodelay(true)?;
+            if let Some(local) = local {
+                socket.bind(SocketAddr::new(local, 0))?;
+            }
             socket.connect(address).await
         };
         match attempt.await {
