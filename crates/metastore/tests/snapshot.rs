@@ -17,7 +17,9 @@ on_both_engines! { 120;
     a_backup_is_restored,
     a_restore_that_is_killed_leaves_nothing_that_starts,
     a_quota_is_enforced_until_its_alarm_is_ended,
+    an_alarm_that_was_ended_comes_back_with_a_write,
     history_is_forgotten_without_being_asked,
+    hashes_of_compactions_are_kept,
 }
 
 fn metastore(args: &[&str]) -> Output {
@@ -91,9 +93,13 @@ async fn a_backup_is_restored(storage: Storage) {
         .expect("is compacted");
     client.put("after", "compaction", None).await.expect("is put");
     let revisions = [500, 600, 901, 903];
+    // That of the compacted revision covers what was before the compaction, until the restart.
+    let hashed = &revisions[1..];
     let mut before = Vec::new();
     for revision in revisions {
         before.push(contents(&mut client, revision).await);
+    }
+    for &revision in hashed {
         let hash = client.hash_kv(revision).await.expect("hashes").hash();
         before.push(vec![hash.to_string()]);
     }
@@ -123,6 +129,8 @@ async fn a_backup_is_restored(storage: Storage) {
     let mut after = Vec::new();
     for revision in revisions {
         after.push(contents(&mut client, revision).await);
+    }
+    for &revision in hashed {
         let hash = client.hash_kv(revision).await.expect("hashes").hash();
         after.push(vec![hash.to_string()]);
     }
@@ -284,6 +292,31 @@ async fn a_quota_is_enforced_until_its_alarm_is_ended(storage: Storage) {
     assert!(status.db_size() < 53248, "{}", status.db_size());
 }
 
+/// However full the store is: whoever ended the alarm wants to try.
+async fn an_alarm_that_was_ended_comes_back_with_a_write(storage: Storage) {
+    let dir = temp_dir();
+    // Less than an empty store has.
+    let node = Setup::new(dir.path(), storage)
+        .arg("--quota-backend-bytes=5120")
+        .start();
+    let mut client = node.client().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(alarms(&mut client).await, [], "nobody wrote");
+    for _ in 0..2 {
+        assert_refused(put(&mut client, "k", 1).await, code::RESOURCE_EXHAUSTED, NO_SPACE);
+        let members = alarms(&mut client).await;
+        assert_eq!(members.len(), 1);
+        let mut options = AlarmOptions::new();
+        options.with_member(members[0]);
+        let ended = client
+            .alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(options))
+            .await;
+        assert_eq!(ended.expect("is ended").alarms().len(), 1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(alarms(&mut client).await, []);
+    }
+}
+
 async fn compacted(node: &Node) -> i64 {
     node.client().await.hash_kv(0).await.expect("hashes").compact_version()
 }
@@ -303,4 +336,43 @@ async fn history_is_forgotten_without_being_asked(storage: Storage) {
     }
     assert!(begun.elapsed() >= Duration::from_millis(900), "a second is seen whole");
     assert_eq!(contents(&mut client, 0).await.len(), 1);
+}
+
+/// Who asks for a revision that was compacted to gets its hash from before that, which tells which compaction was last
+/// then; a restart forgets it.
+async fn hashes_of_compactions_are_kept(storage: Storage) {
+    let dir = temp_dir();
+    let setup = Setup::new(dir.path(), storage);
+    let mut node = setup.start();
+    let mut client = node.client().await;
+    let mut compacted = -1;
+    let mut kept = Vec::new();
+    for revision in [4, 6, 9] {
+        let mut newest = 0;
+        while newest <= revision {
+            let put = client.put(format!("k{}", newest % 3), "v", None).await.expect("is put");
+            newest = put.header().expect("always there").revision();
+        }
+        let before = client.hash_kv(revision).await.expect("hashes");
+        assert_eq!(before.compact_version(), compacted);
+        let physical = CompactionOptions::new().with_physical();
+        client.compact(revision, Some(physical)).await.expect("is compacted");
+        kept.push((revision, before.hash(), compacted));
+        compacted = revision;
+    }
+    // Long after, and though the history itself is gone.
+    for &(revision, hash, previous) in &kept {
+        let found = client.hash_kv(revision).await.expect("hashes");
+        assert_eq!((found.hash(), found.compact_version()), (hash, previous));
+    }
+    assert_refused(
+        client.hash_kv(5).await,
+        code::OUT_OF_RANGE,
+        "etcdserver: mvcc: required revision has been compacted",
+    );
+    drop(client);
+    node.terminate();
+    let node = setup.start();
+    let found = node.client().await.hash_kv(9).await.expect("hashes");
+    assert_eq!(found.compact_version(), 9);
 }

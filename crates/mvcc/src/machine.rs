@@ -161,6 +161,8 @@ pub struct Applied {
     pub member_changes: Vec<(RaftIndex, bool)>,
     /// The digest as of each entry, for comparing members: see [`Digest`].
     pub digests: Vec<Digest>,
+    /// The compactions, in order: the compacted revision before each, -1 if it was the first, and its own.
+    pub compactions: Vec<(Revision, Revision)>,
     /// Operations that wrote, and what they wrote.
     pub counts: Counts,
     /// What the one engine write cost.
@@ -311,6 +313,7 @@ struct Step<E: Engine> {
     watched: bool,
     lease_changes: Vec<LeaseChange>,
     auth_changes: Vec<AuthChange>,
+    compactions: Vec<(Revision, Revision)>,
     counts: Counts,
     /// The entry whose operations are prepared.
     index: RaftIndex,
@@ -356,6 +359,7 @@ impl<E: Engine> Machine<E> {
                 watched: false,
                 lease_changes: Vec::new(),
                 auth_changes: Vec::new(),
+                compactions: Vec::new(),
                 counts: Counts::default(),
                 index: 0,
                 sub: 0,
@@ -534,6 +538,7 @@ impl<E: Engine> Machine<E> {
             auth_changes: std::mem::take(&mut self.step.auth_changes),
             member_changes,
             digests,
+            compactions: std::mem::take(&mut self.step.compactions),
             counts: std::mem::take(&mut self.step.counts),
             write,
             compaction_due: self.job.is_some(),
@@ -1201,6 +1206,7 @@ impl<E: Engine> Machine<E> {
         if request.revision > self.state.revision {
             return Err(Error::FutureRevision.into());
         }
+        self.step.compactions.push((self.state.compacted, request.revision));
         self.state.compacted = request.revision;
         Ok(CompactionResponse {
             header: ResponseHeader::at(self.state.revision),

@@ -21,6 +21,7 @@ mod descriptors;
 mod divergence;
 mod faults;
 pub mod identity;
+mod kept_hashes;
 pub mod metrics;
 pub mod node;
 pub mod otlp;

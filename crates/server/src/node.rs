@@ -44,6 +44,7 @@ use crate::auth::{AuthConfig, Gate};
 use crate::auto_compaction::AutoCompaction;
 use crate::backup;
 use crate::faults::Faults;
+use crate::kept_hashes::{self, KeptHashes, Views};
 use crate::metrics::Metrics;
 use crate::peer::{SnapshotHeader, Transport};
 use crate::pending::Pending;
@@ -67,6 +68,8 @@ const LOG_KEEP_BYTES_MIN: u64 = 2 << 30;
 const LOG_KEEP_BYTES_MAX: u64 = 16 << 30;
 /// Digests that are remembered for comparing members.
 const DIGESTS_MAX: usize = 8192;
+/// How long to wait before it is looked again whether a thread that hashes has its view.
+const VIEW_PAUSE: Duration = Duration::from_millis(1);
 /// How much more than the reserve must be free before writes are taken again, as a divisor of the reserve.
 const RESERVE_HYSTERESIS: u64 = 8;
 
@@ -213,6 +216,7 @@ pub(crate) struct Shared<E: Engine> {
     retired: Mutex<Vec<(Arc<E>, PathBuf)>>,
     /// The newest ones, in order.
     pub(crate) digests: Mutex<VecDeque<Digest>>,
+    pub(crate) kept_hashes: KeptHashes,
     /// Whether this member's state was found to differ from that of the others.
     pub(crate) quarantined: AtomicBool,
     /// Whether this member was removed from the cluster.
@@ -233,6 +237,9 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) metrics: Arc<Metrics>,
     /// Whether the alarm of a full store is being raised.
     pub(crate) raising_alarm: AtomicBool,
+    /// Whether something that grows was carried out though the store was as large as it may be: by members that did
+    /// not know yet.
+    outgrown: AtomicBool,
     /// Whether the store was found to be nearly as large as it may be.
     pub(crate) nearly_full: AtomicBool,
     /// Room for backups on their way.
@@ -376,6 +383,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             staged: Mutex::default(),
             retired: Mutex::default(),
             digests: Mutex::default(),
+            kept_hashes: KeptHashes::default(),
             quarantined: AtomicBool::new(false),
             removed: watch::Sender::new(false),
             reads_locally: AtomicBool::new(false),
@@ -392,6 +400,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             compacted: watch::Sender::new(machine.reader().compacted_physically()),
             metrics,
             raising_alarm: AtomicBool::new(false),
+            outgrown: AtomicBool::new(false),
             nearly_full: AtomicBool::new(false),
             backups: Arc::new(Semaphore::new(backup::BACKUPS_MAX)),
             started: Instant::now(),
@@ -427,6 +436,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
                 compaction_due: true,
                 next_step: Instant::now(),
                 compacting_since: None,
+                views: Views::default(),
             }),
         });
         for name in MEMBER_THREADS {
@@ -603,6 +613,7 @@ struct Applying<E: Engine> {
     next_step: Instant,
     /// When the compaction under way began.
     compacting_since: Option<Instant>,
+    views: Views,
 }
 
 /// Does whatever work there is until the node stops. An error is final.
@@ -949,7 +960,7 @@ fn write_log<E: Engine, L: RaftLog>(shared: &Shared<E>, writing: &mut Writing<L>
 }
 
 /// Applies what there is, takes a step of compaction if that is due, and says when the next one is.
-fn apply<E: Engine>(shared: &Shared<E>, applying: &mut Applying<E>) -> Result<Again, String> {
+fn apply<E: Engine>(shared: &Arc<Shared<E>>, applying: &mut Applying<E>) -> Result<Again, String> {
     let Applying {
         machine,
         jobs,
@@ -958,6 +969,7 @@ fn apply<E: Engine>(shared: &Shared<E>, applying: &mut Applying<E>) -> Result<Ag
         compaction_due,
         next_step,
         compacting_since,
+        views,
     } = applying;
     let mut replacement = None;
     while let Some(job) = jobs.pop_front() {
@@ -977,7 +989,7 @@ fn apply<E: Engine>(shared: &Shared<E>, applying: &mut Applying<E>) -> Result<Ag
     let mut rest = &entries[..];
     while !rest.is_empty() {
         let (now, later) = rest.split_at(fitting(rest));
-        let (input, due) = apply_some(shared, machine, now).map_err(|error| error.to_string())?;
+        let (input, due) = apply_some(shared, machine, now, views).map_err(|error| error.to_string())?;
         *compaction_due |= due;
         rest = later;
         if is_quiet(shared, &input) {
@@ -996,6 +1008,9 @@ fn apply<E: Engine>(shared: &Shared<E>, applying: &mut Applying<E>) -> Result<Ag
         shared.metrics.snapshots_installing.store(0, Ordering::Relaxed);
         *compaction_due = true;
         let _ = waiter.try_send(true);
+    }
+    if *compaction_due && !views.are_taken() {
+        *next_step = (*next_step).max(Instant::now() + VIEW_PAUSE);
     }
     if *compaction_due && *next_step <= Instant::now() {
         let step_begun = Instant::now();
@@ -1098,9 +1113,10 @@ fn fitting(entries: &[Committed]) -> usize {
 
 /// Applies entries. Returns what the replica is to be told, and whether there is compaction to do.
 fn apply_some<E: Engine>(
-    shared: &Shared<E>,
+    shared: &Arc<Shared<E>>,
     machine: &mut Machine<E>,
     entries: &[Committed],
+    views: &mut Views,
 ) -> Result<(Input, bool), mvcc::machine::ApplyError> {
     let begun = Instant::now();
     // The lease's clock hears of it before anybody can see it: who watched a lease's key go finds no lease.
@@ -1129,6 +1145,12 @@ fn apply_some<E: Engine>(
             "apply request took too long"
         );
     }
+    let is_grant = |change: &LeaseChange| matches!(change, LeaseChange::Granted { .. });
+    let grew = applied.counts.puts > 0 || applied.lease_changes.iter().any(is_grant);
+    let quota = shared.config.quota_bytes;
+    if grew && quota > 0 && shared.reader.data_bytes() >= quota {
+        shared.outgrown.store(true, Ordering::Release);
+    }
     shared.gate.follow(&applied.auth_changes);
     let index = entries.last().map_or(0, |entry| entry.index);
     {
@@ -1139,6 +1161,8 @@ fn apply_some<E: Engine>(
     }
     note_membership(shared, machine);
     check_quarantine(shared);
+    // Before the replies: who has one finds the hash of a compaction, or waits for it.
+    kept_hashes::begin(shared, applied.compactions, views);
     shared.pending.answer_all(applied.replies);
     shared.applied.send_replace(index);
     let input = Input::Applied {
@@ -1327,8 +1351,8 @@ fn upkeep_quota<E: Engine>(shared: &Shared<E>) {
             "the store is nearly as large as it may be: compact it, delete keys, or raise --quota-backend-bytes"
         );
     }
-    // What arrived elsewhere may have filled it.
-    if data >= quota && !shared.has_full_alarm() {
+    // What arrived elsewhere may have filled it. An alarm that was ended stays so until there is more.
+    if shared.outgrown.swap(false, Ordering::AcqRel) && data >= quota && !shared.has_full_alarm() {
         let request = AlarmRequest {
             action: AlarmAction::Activate.into(),
             member_id: shared.member_id(),
