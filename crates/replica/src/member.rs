@@ -541,6 +541,12 @@ impl<L: RaftLog> Replica<L> {
         self.node.raft.raft_log.committed
     }
 
+    /// The newest index that it was told to be applied. The log must not be trimmed beyond that: a member that campaigns
+    /// looks at all entries after it, whatever the state machine has by then.
+    pub fn known_applied(&self) -> RaftIndex {
+        self.applied
+    }
+
     /// Proposals that wait to be batched, and their bytes.
     pub fn waiting(&self) -> (usize, usize) {
         (self.proposals.len(), self.proposals_bytes)

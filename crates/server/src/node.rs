@@ -227,6 +227,8 @@ pub(crate) struct Shared<E: Engine> {
     pub(crate) leader: AtomicU64,
     pub(crate) term: AtomicU64,
     pub(crate) committed: AtomicU64,
+    /// The newest index that the replica was told to be applied.
+    known_applied: AtomicU64,
     pub(crate) disk_full: AtomicBool,
     pub(crate) db_bytes: AtomicU64,
     pub(crate) db_live_bytes: AtomicU64,
@@ -391,6 +393,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
             leader: AtomicU64::new(0),
             term: AtomicU64::new(replica.standing().term),
             committed: AtomicU64::new(replica.committed()),
+            known_applied: AtomicU64::new(replica.known_applied()),
             disk_full: AtomicBool::new(false),
             db_bytes: AtomicU64::new(0),
             db_live_bytes: AtomicU64::new(0),
@@ -657,6 +660,7 @@ fn step<E: Engine, L: RaftLog>(
         .step(inputs.drain(..), effects)
         .map_err(|error| error.to_string())?;
     shared.committed.store(replica.committed(), Ordering::Relaxed);
+    shared.known_applied.store(replica.known_applied(), Ordering::Release);
     shared
         .metrics
         .proposals_waiting
@@ -1257,6 +1261,8 @@ fn revoke_expired<E: Engine>(shared: &Shared<E>) {
 
 /// Up to where the log may be trimmed, given what the engine has made durable.
 fn trim_to<E: Engine>(shared: &Shared<E>, durable: RaftIndex) -> RaftIndex {
+    // The engine may be ahead of what the replica was told: it still reads what it takes for unapplied.
+    let durable = durable.min(shared.known_applied.load(Ordering::Acquire));
     // Nobody but followers needs entries that are durable in the engine.
     if shared.reads_locally.load(Ordering::Acquire) {
         return durable + 1;

@@ -9,6 +9,7 @@ use mvcc::{Committed, CompactionProgress, Machine};
 use replica::{Input, Lessor};
 
 use crate::bugs::Bug;
+use crate::clients::mark_refusal;
 use crate::engine::{SimEngine, SimView};
 use crate::history::{Request, Results, violation};
 use crate::node::ApplyJob;
@@ -111,15 +112,15 @@ impl World {
                 let found = Machine::<SimEngine>::state_in(&SimView::of(image.clone()));
                 let (index, term, membership) = found.expect("what was written can be read");
                 process.made.insert(to, (index, image));
-                self.input(
-                    n,
-                    Input::SnapshotMade {
-                        to,
-                        index,
-                        term,
-                        membership: Arc::new(membership),
-                    },
-                );
+                let made = Input::SnapshotMade {
+                    to,
+                    index,
+                    term,
+                    membership: Arc::new(membership),
+                };
+                // Another thread has it, and tells of it when it gets to that.
+                let later = self.now + self.rng.u64(self.scenario.apply.clone());
+                self.at(later, Event::Hear(n, life, made));
             }
         }
         self.compact(n);
@@ -223,6 +224,7 @@ impl World {
             return self.renew(n, request, lease);
         }
         if process.pending.remove(&request).is_some() {
+            mark_refusal(&mut self.trace, result.as_ref().err());
             self.history.answer_write(request, result, self.now);
             self.client_done(request);
         }

@@ -18,6 +18,8 @@ pub enum Bug {
     MergeOverlapping,
     /// The log is trimmed up to what is applied, not what is durable.
     TrimApplied,
+    /// The log is trimmed beyond what the replica was told to be applied.
+    TrimUnknown,
     /// The log is trimmed one entry too far.
     TrimOneTooMany,
     /// A flush makes everything durable but the family with the applied index: entries are applied twice.
@@ -88,6 +90,8 @@ pub enum Bug {
     NoChecksums,
     /// Refusals get lost on the way to the client.
     RejectLost,
+    /// Whoever reads is not asked who it is.
+    ReadWhateverIsPermitted,
 }
 
 impl Bug {
@@ -100,6 +104,7 @@ impl Bug {
         Bug::OldHardStateWins,
         Bug::MergeOverlapping,
         Bug::TrimApplied,
+        Bug::TrimUnknown,
         Bug::TrimOneTooMany,
         Bug::FlushForgetsIndex,
         Bug::FlushIndexFirst,
@@ -135,6 +140,7 @@ impl Bug {
         Bug::ApplyReordered,
         Bug::NoChecksums,
         Bug::RejectLost,
+        Bug::ReadWhateverIsPermitted,
     ];
 
     /// The bug of that name.

@@ -1,6 +1,7 @@
 //! Clients: each asks for one thing after the other, at some member, and waits for the answer.
 
-use api::codec::{Action, MemberAttributes, MemberAttributesRequest, MemberUpdate, Operation, encode_operation};
+use api::auth::ROOT_USER;
+use api::codec::{Action, MemberAttributes, MemberAttributesRequest, MemberUpdate, encode_operation};
 use api::kv::{
     AlarmAction, AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
     LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, RequestOpKind, TargetUnion, TxnRequest,
@@ -8,13 +9,16 @@ use api::kv::{
 use api::{Error, RequestId};
 use bytes::Bytes;
 use fastrand::Rng;
-use mvcc::Failure;
+use mvcc::{Failure, Reader};
 use replica::{Input, Proposal};
 
 use crate::SECOND;
-use crate::auth;
+use crate::auth::{self, Who};
 use crate::bugs::Bug;
+use crate::engine::SimEngine;
 use crate::history::{Request, violation};
+use crate::scenario::Theme;
+use crate::trace::Trace;
 use crate::world::{Event, World};
 
 /// How long a client waits.
@@ -67,8 +71,9 @@ impl World {
             .process
             .as_ref()
             .map_or(0, |process| process.standing.leader);
+        let who = self.somebody(node, &request);
         if let Request::ReadHere(range) = &request {
-            self.read_here(node, range);
+            self.read_here(node, range, &who);
             return self.client_later(client);
         }
         let node = match (&request, usize::try_from(leader)) {
@@ -78,8 +83,27 @@ impl World {
         self.clients[client].node = node;
         let id = self.history.requests() as RequestId + 1;
         self.clients[client].waits = Some(id);
-        assert_eq!(self.ask(node, request), id);
+        assert_eq!(self.ask(node, request, who), id);
         self.at(self.now + PATIENCE, Event::GiveUp(client, id));
+    }
+
+    /// On whose behalf a client asks: somebody, as far as the member that it asks knows that auth is on, and of which
+    /// revision its users and roles are.
+    fn somebody(&mut self, node: usize, request: &Request) -> Who {
+        let machine = &self.nodes[node].process.as_ref().expect("it runs").machine;
+        if !machine.reader().is_auth_enabled() {
+            return Who::default();
+        }
+        let revision = machine.reader().auth().revision();
+        // Mostly those who may: else users and roles would hardly change once auth is on.
+        let is_for_root = matches!(request, Request::Write(action) if auth::is_about_users(action));
+        let name = match self.rng_clients.u8(..8) {
+            1.. if is_for_root => ROOT_USER.to_owned(),
+            _ => auth::some_name(&mut self.rng_clients),
+        };
+        self.trace.mark("asked with auth on");
+        let revision = if name.is_empty() { 0 } else { revision };
+        Who { name, revision }
     }
 
     fn answers(&self, node: usize) -> bool {
@@ -93,6 +117,11 @@ impl World {
     fn request(&mut self) -> Request {
         if !self.history.model.alarms.is_empty() && self.rng_clients.u8(..10) == 0 {
             return Request::Write(Box::new(self.about_alarms()));
+        }
+        if self.scenario.auth && self.rng_clients.u8(..12) == 0 {
+            let known = self.history.model.auth.clone();
+            let action = auth::request_with_auth(&mut self.rng_clients, &known);
+            return Request::Write(Box::new(action));
         }
         let key = self.key();
         let some_lease = self.some_lease();
@@ -109,7 +138,7 @@ impl World {
             (5..25, _) => return Request::Read(self.range(key)),
             (25..30, Some(lease)) => return Request::KeepAlive(lease),
             (30..33, _) => Action::LeaseGrant(LeaseGrantRequest {
-                ttl: rng.i64(1..9),
+                ttl: rng.i64(self.scenario.lease_ttl.clone()),
                 id: number,
             }),
             (33, Some(id)) => Action::LeaseRevoke(LeaseRevokeRequest { id }),
@@ -184,6 +213,11 @@ impl World {
     }
 
     fn some_lease(&mut self) -> Option<i64> {
+        // Often the one that was left alone for longest: the log says by then what it has left.
+        if self.scenario.theme == Theme::Leases && self.rng_clients.bool() {
+            let oldest = self.leases.iter().min_by_key(|(_, promise)| promise.since);
+            return oldest.map(|(id, _)| *id);
+        }
         let leases: Vec<i64> = self.leases.keys().copied().collect();
         self.rng_clients.choice(&leases).copied()
     }
@@ -290,10 +324,19 @@ impl World {
     }
 
     /// Hands a request to a member that runs.
-    pub fn ask(&mut self, node: usize, request: Request) -> RequestId {
-        let id = self.history.invoke(request.clone(), node, self.now);
-        self.trace
-            .line(self.now, || format!("{} is asked for {id}: {request:?}", node + 1));
+    pub fn ask(&mut self, node: usize, request: Request, who: Who) -> RequestId {
+        self.trace.line(self.now, || {
+            let id = self.history.requests() + 1;
+            format!("{} is asked for {id} by {:?}: {request:?}", node + 1, who.name)
+        });
+        // What comes of leases is the leader's own doing.
+        let who = if matches!(request, Request::KeepAlive(_)) {
+            Who::member()
+        } else {
+            who
+        };
+        let id = self.history.invoke(request.clone(), who, node, self.now);
+        let operation = self.history.operation(id);
         self.trace.mix(&[30, node as u64, id]);
         let process = self.nodes[node].process.as_mut().expect("it runs");
         process.pending.insert(id, process.ticks);
@@ -305,7 +348,7 @@ impl World {
                 };
                 let proposal = Proposal {
                     id,
-                    operation: encode_operation(&Operation::new(id, *action)),
+                    operation: encode_operation(&operation.expect("it writes")),
                     leader_term: 0,
                 };
                 self.input(
@@ -355,7 +398,15 @@ impl World {
             let Request::Read(range) = &self.history.op(id).request else {
                 unreachable!("only reads wait for an index")
             };
-            let result = match process.machine.reader().range(range) {
+            let name = &self.history.op(id).who.name;
+            let (who, permitted) = permit_read(&process.machine.reader(), name, range);
+            let permitted = if self.bug == Some(Bug::ReadWhateverIsPermitted) {
+                Ok(())
+            } else {
+                permitted
+            };
+            let read = permitted.map_err(Failure::Refused);
+            let result = match read.and_then(|()| process.machine.reader().range(range)) {
                 Ok(response) => Ok(response),
                 Err(Failure::Refused(error)) => Err(error),
                 // As the server does: whoever reads hears of it, and whoever writes stops the node.
@@ -369,7 +420,8 @@ impl World {
             };
             let count = result.as_ref().map_or(-1, |response| response.count);
             self.trace.mix(&[31, id, applied, count as u64]);
-            self.history.answer_read(id, &result, applied, self.now);
+            mark_refusal(&mut self.trace, result.as_ref().err());
+            self.history.answer_read(id, &who, &result, applied, self.now);
             self.trace
                 .line(self.now, || format!("{} answers read {id} at index {applied}", n + 1));
             if let Some(client) = self.clients.iter().position(|client| client.waits == Some(id)) {
@@ -382,10 +434,12 @@ impl World {
     }
 
     /// A client reads what a member has, however old that is.
-    fn read_here(&mut self, n: usize, range: &RangeRequest) {
+    fn read_here(&mut self, n: usize, range: &RangeRequest, who: &Who) {
         let process = self.nodes[n].process.as_ref().expect("it runs");
         let (applied, _) = process.machine.applied();
-        let result = match process.machine.reader().range(range) {
+        let (who, permitted) = permit_read(&process.machine.reader(), &who.name, range);
+        let read = permitted.map_err(Failure::Refused);
+        let result = match read.and_then(|()| process.machine.reader().range(range)) {
             Ok(response) => Ok(response),
             Err(Failure::Refused(error)) => Err(error),
             Err(Failure::Engine(_)) if self.engine_failed(n) => return,
@@ -395,7 +449,8 @@ impl World {
             self.trace.mark("serializable read of the past");
         }
         self.trace.mix(&[32, n as u64, applied]);
-        self.history.answer_serializable(range, &result, applied);
+        mark_refusal(&mut self.trace, result.as_ref().err());
+        self.history.answer_serializable(&who, range, &result, applied);
     }
 
     /// A request has ended.
@@ -430,6 +485,29 @@ impl World {
             self.client_later(client);
         }
     }
+}
+
+/// What users may not do is refused.
+pub(crate) fn mark_refusal(trace: &mut Trace, error: Option<&Error>) {
+    match error {
+        Some(Error::PermissionDenied) => trace.mark("permission denied"),
+        Some(Error::AuthOldRevision) => trace.mark("users changed while a request was under way"),
+        _ => {}
+    }
+}
+
+/// Whether somebody may read, as the server finds it out: who asks has shown it by the member's users and roles of now.
+fn permit_read(reader: &Reader<SimEngine>, name: &str, range: &RangeRequest) -> (Who, Result<(), Error>) {
+    if !reader.is_auth_enabled() {
+        return (Who::default(), Ok(()));
+    }
+    let auth = reader.auth();
+    let who = Who {
+        name: name.to_owned(),
+        revision: if name.is_empty() { 0 } else { auth.revision() },
+    };
+    let permitted = auth.permit_read(who.caller(), range.span());
+    (who, permitted)
 }
 
 fn put(rng: &mut Rng, key: Bytes, number: i64, lease: Option<i64>) -> PutRequest {

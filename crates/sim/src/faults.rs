@@ -4,7 +4,8 @@ use api::MemberId;
 use api::kv::RangeRequest;
 use bytes::Bytes;
 use mvcc::Machine;
-use mvcc::keys::{self, Position};
+use mvcc::keys::{self, Position, SizesRecord};
+use prost::Message as _;
 use replica::{Input, Role};
 
 use crate::bugs::Bug;
@@ -27,12 +28,16 @@ enum Fault {
     /// A leader is paused, and cut off when it goes on.
     PauseLeader,
     StallLog,
+    /// The disk of a leader takes no writes for so long that others take over, with entries in the place of its own.
+    StallLeader,
     StallApply,
     /// A member applies nothing for a while, and misses what is committed meanwhile.
     FallBehind,
     Transfer,
     /// A leader hands over and is cut off before it can hear of the new one.
     TransferAndCutOff,
+    /// A leader that applies nothing hands leadership over and gets it back, while someone waits for its snapshot.
+    TwoReigns,
     Stop,
     ClockJumps,
     Quarantine,
@@ -41,6 +46,17 @@ enum Fault {
     /// A bit flips, or an old block comes back.
     Damage,
     Wipe,
+}
+
+/// How far a leader is that leads twice.
+#[derive(Debug, Clone, Copy)]
+pub struct Reigns {
+    /// Who leads twice.
+    pub leader: usize,
+    /// Who needs a snapshot.
+    pub behind: usize,
+    /// What is next.
+    pub stage: u64,
 }
 
 impl Fault {
@@ -58,10 +74,12 @@ impl Fault {
             (Fault::Pause, 8),
             (Fault::PauseLeader, is(Theme::Leases, 25, 4)),
             (Fault::StallLog, is(Theme::Elections, 16, 9)),
+            (Fault::StallLeader, is(Theme::Elections, 12, 2)),
             (Fault::StallApply, is(Theme::Snapshots, 9, 4)),
             (Fault::FallBehind, is(Theme::Snapshots, 25, 2)),
             (Fault::Transfer, is(Theme::Elections, 12, 5)),
             (Fault::TransferAndCutOff, is(Theme::Leases, 12, 3)),
+            (Fault::TwoReigns, is(Theme::Snapshots, 8, 1)),
             (Fault::Stop, 3),
             (Fault::ClockJumps, if scenario.jumps { 6 } else { 0 }),
             (Fault::Quarantine, 2),
@@ -140,12 +158,28 @@ impl World {
                     self.trace.mark("leader paused");
                     self.nodes[leader].paused_until = now + time;
                     self.at(now + time - MS, Event::CutOff(leader));
+                    self.at(now + time, Event::Owners(leader));
                 }
             }
             Fault::StallLog => {
                 let time = self.rng_faults.u64(50 * MS..4 * SECOND);
                 self.trace.line(now, || format!("stall the disk of {id} for {time} us"));
                 self.nodes[n].stalled_until = now + time;
+            }
+            Fault::StallLeader => {
+                if let Some(leader) = leader {
+                    let time = self.rng_faults.u64(4 * SECOND..9 * SECOND);
+                    let cut = self.rng_faults.u64(..300 * MS);
+                    self.trace.line(now, || {
+                        format!(
+                            "stall the disk of {} for {time} us, and cut it off after {cut} us",
+                            leader + 1
+                        )
+                    });
+                    self.gather(leader);
+                    self.nodes[leader].stalled_until = now + time;
+                    self.at(now + cut, Event::CutOff(leader));
+                }
             }
             Fault::StallApply => {
                 let time = self.rng_faults.u64(50 * MS..8 * SECOND);
@@ -154,13 +188,18 @@ impl World {
                 self.nodes[n].apply_stalled_until = now + time;
             }
             Fault::FallBehind => {
-                let time = self.rng_faults.u64(3 * SECOND..8 * SECOND);
+                let time = self.rng_faults.u64(3 * SECOND..9 * SECOND);
                 let cut = self.rng_faults.u64(50 * MS..SECOND);
+                let behind = if leader == Some(n) { (n + 1) % count } else { n };
                 self.trace.line(now, || {
-                    format!("{id} applies nothing for {time} us, and is cut off after {cut} us")
+                    format!(
+                        "{} applies nothing for {time} us, and is cut off after {cut} us",
+                        behind + 1
+                    )
                 });
-                self.nodes[n].apply_stalled_until = now + time;
-                self.at(now + cut, Event::CutOff(n));
+                self.gather(behind);
+                self.nodes[behind].apply_stalled_until = now + time;
+                self.at(now + cut, Event::CutOff(behind));
             }
             Fault::Transfer => {
                 let to = if self.rng_faults.bool() {
@@ -180,6 +219,19 @@ impl World {
                     self.input(leader, Input::Transfer(0));
                     let at = now + self.rng_faults.u64(..300 * MS);
                     self.at(at, Event::CutOff(leader));
+                }
+            }
+            Fault::TwoReigns => {
+                if let Some(leader) = leader.filter(|_| count >= 3) {
+                    let behind = if leader == n { (n + 1) % count } else { n };
+                    self.isolate(behind);
+                    let reigns = Reigns {
+                        leader,
+                        behind,
+                        stage: 0,
+                    };
+                    let at = now + self.rng_faults.u64(500 * MS..2500 * MS);
+                    self.at(at, Event::Reigns(reigns));
                 }
             }
             Fault::Stop => {
@@ -229,6 +281,55 @@ impl World {
             Fault::Damage => self.damage(n),
             Fault::Wipe => self.wipe(n),
         }
+    }
+
+    /// Clients that are about to ask for something ask a member that is in trouble.
+    fn gather(&mut self, n: usize) {
+        for client in self.clients.iter_mut().filter(|client| client.waits.is_none()) {
+            client.node = n;
+        }
+    }
+
+    /// What becomes of a leader that leads twice.
+    pub(crate) fn reigns(&mut self, reigns: Reigns) {
+        if self.calm_since.is_some() {
+            return;
+        }
+        let Reigns { leader, behind, stage } = reigns;
+        let now = self.now;
+        self.trace.line(now, || {
+            format!("two reigns of {}, {} is behind, stage {stage}", leader + 1, behind + 1)
+        });
+        let pause = match stage {
+            // Who fell behind is back, and the leader is to make a snapshot for it, which has to wait.
+            0 => {
+                self.network.heal();
+                self.nodes[leader].apply_stalled_until = now + self.rng_faults.u64(2 * SECOND..4 * SECOND);
+                self.rng_faults.u64(100 * MS..700 * MS)
+            }
+            // Another one leads, and does not reach whoever fell behind.
+            1 => {
+                for other in (0..self.nodes.len()).filter(|&other| other != leader) {
+                    self.network.cut(other, behind);
+                    self.network.cut(behind, other);
+                }
+                self.input(leader, Input::Transfer(0));
+                self.rng_faults.u64(300 * MS..SECOND)
+            }
+            2 => {
+                if let Some(other) = (0..self.nodes.len()).find(|&other| other != leader && self.leads(other)) {
+                    let back = self.nodes[leader].id;
+                    self.input(other, Input::Transfer(back));
+                }
+                self.rng_faults.u64(2 * SECOND..4 * SECOND)
+            }
+            _ => return self.network.heal(),
+        };
+        let next = Reigns {
+            stage: stage + 1,
+            ..reigns
+        };
+        self.at(now + pause, Event::Reigns(next));
     }
 
     fn crash_for(&mut self, n: usize, most: Micros) {
@@ -361,10 +462,9 @@ impl World {
     }
 
     /// A member is cut off for some time.
-    pub(crate) fn cut_off(&mut self, n: usize) {
+    pub(crate) fn cut_off(&mut self, n: usize, time: Micros) {
         if self.calm_since.is_none() {
             self.isolate(n);
-            let time = self.rng_faults.u64(SECOND..6 * SECOND);
             self.at(self.now + time, Event::HealNetwork);
         }
     }
@@ -458,6 +558,14 @@ impl World {
                 violation!("member {} knows other members than the model", node.id);
             }
             self.check_leftovers(node.id, machine);
+            let (auth, known) = (machine.reader().auth(), &self.history.model.auth);
+            let found = (auth.is_enabled(), auth.revision(), auth.len());
+            if found != (known.is_enabled(), known.revision(), known.len()) {
+                violation!(
+                    "member {} knows other users and roles than the model: {found:?}",
+                    node.id
+                );
+            }
             match machine.reader().range(&everything) {
                 Ok(found) if Ok(&found) == expected.as_ref() => {}
                 // Damage that nothing had read until now, on a disk that was to be replaced.
@@ -504,6 +612,18 @@ impl World {
         let live = self.history.model.live_keys() as u64;
         if machine.reader().keys() != live {
             violation!("member {id} counts {} keys, the model {live}", machine.reader().keys());
+        }
+        // What a quota is held against.
+        let sizes = image[keys::META.0].get(keys::SIZES);
+        let sizes = sizes.map(|sizes| SizesRecord::decode(&sizes[..]).expect("it was encoded"));
+        let [from, to] = [compacted.max(0) + 1, i64::MAX]
+            .map(|main| Bytes::copy_from_slice(&keys::log_key(Position::start_of(main))));
+        let log = image[keys::REV.0].range(from..to);
+        let log_bytes: usize = log.map(|(key, change)| key.len() + change.len()).sum();
+        let bytes = (machine.reader().key_bytes(), sizes.unwrap_or_default().log_bytes);
+        let expected = (self.history.model.live_bytes() as u64, log_bytes as u64);
+        if bytes != expected {
+            violation!("member {id} counts {bytes:?} bytes of keys and of their history, there are {expected:?}");
         }
         let newest = image[keys::CUR.0].iter();
         let buried = newest.filter(|(_, record)| {

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use api::codec::{Action, LeaseCheckpoint, LeaseCheckpointRequest, Operation, decode_entry};
 use api::kv::{LeaseRevokeRequest, RangeRequest, RangeResponse};
@@ -14,6 +15,7 @@ use mvcc::machine::{Command, Digest};
 use mvcc::{Committed, Outcome};
 
 use crate::Micros;
+use crate::auth::{Auth, Who};
 use crate::model::{Model, Seen};
 use crate::visible::Visible;
 
@@ -77,6 +79,8 @@ pub enum End {
 pub struct Op {
     /// What was asked.
     pub request: Request,
+    /// On whose behalf.
+    pub who: Who,
     /// When.
     pub invoked: Micros,
     /// Where.
@@ -99,6 +103,8 @@ struct Entry {
     results: Results,
     /// What may be seen once it is applied.
     seen: Seen,
+    /// Users and roles once it is applied.
+    auth: Arc<Auth>,
     digest: Option<(Revision, u64)>,
 }
 
@@ -124,7 +130,7 @@ pub struct History {
 
 impl History {
     /// Notes a request; returns its name.
-    pub fn invoke(&mut self, request: Request, node: usize, now: Micros) -> RequestId {
+    pub fn invoke(&mut self, request: Request, who: Who, node: usize, now: Micros) -> RequestId {
         let floor_index = match request {
             // What is proposed after an index was committed anywhere comes after it, acknowledged or not.
             Request::Write(_) | Request::Expire(..) | Request::Checkpoint(..) => self.last_index(),
@@ -132,6 +138,7 @@ impl History {
         };
         self.ops.push(Op {
             request,
+            who,
             invoked: now,
             node,
             floor_index,
@@ -214,16 +221,34 @@ impl History {
                 .action
                 .as_ref()
                 .expect("the decoder refuses operations without one");
-            results.push((operation.id(), self.model.apply(action)));
+            let header = operation.header.clone().unwrap_or_default();
+            results.push((operation.id(), self.model.apply(index, &header, action)));
         }
         self.entries.push(Entry {
             fingerprint,
             term: entry.term,
             results,
             seen: self.model.seen,
+            auth: self.model.auth.clone(),
             digest: None,
         });
         true
+    }
+
+    /// What goes into the log for a request, on behalf of whoever made it.
+    pub fn operation(&self, id: RequestId) -> Option<Operation> {
+        let Op { request, who, .. } = self.op(id);
+        let action = request.action()?;
+        Some(Operation::of_user(id, who.name.clone(), who.revision, action))
+    }
+
+    /// What somebody reads who sees what there is once an index is applied.
+    fn expected(&self, who: &Who, range: &RangeRequest, applied: RaftIndex) -> Result<RangeResponse, Error> {
+        let auth = applied.checked_sub(1).map(|at| &self.entries[at as usize].auth);
+        auth.map_or(Ok(()), |auth| {
+            auth.permit_read(who.caller(), &range.key, &range.range_end)
+        })?;
+        self.model.range(range, self.seen(applied))
     }
 
     /// What the operations of a committed entry came to.
@@ -251,8 +276,9 @@ impl History {
         if id > self.ops.len() as RequestId {
             violation!("index {index} holds operation {id}, which nobody proposed");
         }
+        let proposed = self.operation(id);
         let op = self.op_mut(id);
-        if operation.action.is_none() || operation.action != op.request.action() {
+        if operation.action.is_none() || Some(operation) != proposed.as_ref() {
             violation!("index {index} holds operation {id}, which is not what was proposed by that name");
         }
         if let Some((first, _)) = op.committed {
@@ -320,6 +346,7 @@ impl History {
     pub fn answer_read(
         &mut self,
         id: RequestId,
+        who: &Who,
         result: &Result<RangeResponse, Error>,
         applied: RaftIndex,
         now: Micros,
@@ -340,7 +367,7 @@ impl History {
             violation!("request {id} is answered like a read");
         };
         let range = &range;
-        let known = self.model.range(range, seen);
+        let known = self.expected(who, range, applied);
         if known != *result {
             violation!("read {id} of {range:?} at index {applied} finds {result:?}, the model {known:?}");
         }
@@ -355,11 +382,12 @@ impl History {
     /// A client is told what a member had, whether or not that is the newest.
     pub fn answer_serializable(
         &mut self,
+        who: &Who,
         range: &RangeRequest,
         result: &Result<RangeResponse, Error>,
         applied: RaftIndex,
     ) {
-        let known = self.model.range(range, self.seen(applied));
+        let known = self.expected(who, range, applied);
         if known != *result {
             violation!("a read of {range:?} at index {applied} finds {result:?}, the model {known:?}");
         }

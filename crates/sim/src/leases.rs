@@ -1,9 +1,12 @@
 //! Leases: their owners keep some alive, leaders end the rest, none too early and none too late.
 
-use api::codec::{Action, Operation, encode_operation};
+use std::collections::BTreeSet;
+
+use api::codec::{Action, encode_operation};
 use api::{Error, LeaseId, RaftIndex, RequestId};
 use replica::{Input, Proposal};
 
+use crate::auth::Who;
 use crate::bugs::Bug;
 use crate::history::{Request, violation};
 use crate::world::{Event, World};
@@ -11,6 +14,9 @@ use crate::{MS, Micros, SECOND};
 
 /// How long the end of a lease may take beyond its time: until someone looks, and the log has it.
 const LEASE_SLACK: Micros = 10 * SECOND;
+
+/// Most owners of leases that ask at once.
+const OWNERS_MAX: usize = 8;
 
 /// What was promised about a lease.
 pub struct Promise {
@@ -20,6 +26,8 @@ pub struct Promise {
     pub since: Micros,
     /// It is not ended by itself before that.
     pub until: Micros,
+    /// Whose clocks said, for the log, what it has left.
+    pub clocks: BTreeSet<usize>,
 }
 
 impl World {
@@ -43,7 +51,16 @@ impl World {
                         let ttl = grant.ttl as u64 * SECOND;
                         let until = op.invoked + self.shortest(ttl);
                         let since = op.invoked;
-                        self.leases.insert(grant.id, Promise { ttl, since, until });
+                        let clocks = BTreeSet::new();
+                        self.leases.insert(
+                            grant.id,
+                            Promise {
+                                ttl,
+                                since,
+                                until,
+                                clocks,
+                            },
+                        );
                     }
                     Action::LeaseRevoke(revoke) => drop(self.leases.remove(&revoke.id)),
                     _ => {}
@@ -53,8 +70,13 @@ impl World {
                         violation!("lease {lease} is ended in another term than the leader of {term} wanted");
                     }
                     let promise = self.leases.remove(&lease).expect("it was there");
-                    // Members count in whole milliseconds, and believe their clocks.
-                    let jumped = self.nodes[op.node].jumped_ms_since(promise.since) * MS;
+                    // Members count in whole milliseconds, and believe their clocks, and what others' clocks had to say.
+                    let mut clocks = promise.clocks;
+                    clocks.insert(op.node);
+                    let jumped = clocks
+                        .iter()
+                        .map(|&n| self.nodes[n].jumped_ms_since(promise.since) * MS);
+                    let jumped: Micros = jumped.sum();
                     if self.now + 2 * MS + jumped < promise.until {
                         violation!(
                             "lease {lease} is ended {} ms too early",
@@ -72,6 +94,11 @@ impl World {
                         self.trace.mark("lease ended at a hand-over");
                     }
                 }
+                Request::Checkpoint(lease, ..) => {
+                    if let Some(promise) = self.leases.get_mut(lease) {
+                        promise.clocks.insert(op.node);
+                    }
+                }
                 _ => {}
             }
         }
@@ -81,6 +108,11 @@ impl World {
     pub(crate) fn lease_overdue(&self) -> Option<String> {
         // Until then clients may have kept it alive without knowing whether they did.
         let clients_left = self.calm_since? + 11 * SECOND;
+        // How long the others may take to elect one is looked at elsewhere.
+        let is_led = (0..self.nodes.len()).any(|n| self.leads(n) && self.belongs(n));
+        if !is_led {
+            return None;
+        }
         self.leases.iter().find_map(|(id, promise)| {
             let slowest = 1.0 - self.scenario.skew;
             let since = promise.since.max(self.leader_since).max(clients_left);
@@ -103,8 +135,8 @@ impl World {
             .into_iter()
             .map(|checkpoint| Request::Checkpoint(checkpoint.id, checkpoint.remaining_ttl, standing.term));
         for request in expired.chain(checkpoints).collect::<Vec<_>>() {
-            let id = self.history.invoke(request.clone(), n, self.now);
-            let action = request.action().expect("it has one");
+            let id = self.history.invoke(request.clone(), Who::member(), n, self.now);
+            let operation = self.history.operation(id).expect("it has one");
             self.trace
                 .line(self.now, || format!("{} proposes {id}: {request:?}", n + 1));
             let leader_term = if self.bug == Some(Bug::RevokeInAnyTerm) {
@@ -114,12 +146,24 @@ impl World {
             };
             let proposal = Proposal {
                 id,
-                operation: encode_operation(&Operation::new(id, action)),
+                operation: encode_operation(&operation),
                 leader_term,
             };
             self.input(n, Input::Propose(proposal));
         }
         self.at(self.now + 500 * MS, Event::Leases(n, life));
+    }
+
+    /// Owners of leases whose connections hung ask all at once, before the member hears anything else.
+    pub(crate) fn owners_ask(&mut self, n: usize) {
+        if self.calm_since.is_some() || self.nodes[n].process.is_none() || self.nodes[n].paused_until > self.now {
+            return;
+        }
+        let mut leases: Vec<LeaseId> = self.leases.keys().copied().collect();
+        self.rng_aims.shuffle(&mut leases);
+        for lease in leases.into_iter().take(OWNERS_MAX) {
+            self.ask(n, Request::KeepAlive(lease), Who::member());
+        }
     }
 
     /// A lease's owner asks a member for more time.
@@ -134,11 +178,11 @@ impl World {
         }
         // The next leader would otherwise begin with what the log says is left.
         self.trace.mark("checkpoint taken back");
-        let action = self.history.op(id).request.action().expect("it has one");
+        let operation = self.history.operation(id).expect("it has one");
         let leader_term = process.standing.term;
         let proposal = Proposal {
             id,
-            operation: encode_operation(&Operation::new(id, action)),
+            operation: encode_operation(&operation),
             leader_term,
         };
         self.input(n, Input::Propose(proposal));
@@ -162,6 +206,18 @@ impl World {
         }
         // Only if it still leads after that does the time count: a leader that was replaced does not know of it.
         self.input(n, Input::ReadIndex(id));
+    }
+
+    /// Leaders are often cut off when they have just promised more time to a lease of which the log said less: the next
+    /// one has that in its log, and does not know yet that it is committed.
+    fn aim_at_lease(&mut self, n: usize, id: RequestId) {
+        let is_aim = self.scenario.aims && self.calm_since.is_none() && self.history.op(id).committed.is_some();
+        if is_aim && self.now > self.leader_since + 3 * SECOND && self.rng_aims.u8(..3) > 0 {
+            self.trace.mark("leader cut off right after a promise to a lease");
+            self.faults += 1;
+            let time = self.rng_aims.u64(SECOND..6 * SECOND);
+            self.cut_off(n, time);
+        }
     }
 
     fn give_no_answer(&mut self, n: usize, id: RequestId) {
@@ -189,6 +245,7 @@ impl World {
                 promise.until = promise.until.max(until);
                 promise.since = promise.since.max(invoked);
             }
+            self.aim_at_lease(n, id);
         }
         self.client_done(id);
     }

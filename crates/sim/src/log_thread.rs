@@ -88,7 +88,7 @@ impl World {
                         Some(Bug::TrimOneTooMany) => index,
                         _ => index.min(log.last_index() + 1),
                     };
-                    check_trim(node.id, &node.disk, index);
+                    check_trim(node.id, &node.disk, process.replica.known_applied(), index);
                     if let Err(error) = log.trim(index) {
                         violation!("member {} cannot trim its log: {error}", node.id);
                     }

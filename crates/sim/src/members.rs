@@ -6,6 +6,7 @@ use api::{MemberId, RequestId};
 use replica::Input;
 
 use crate::SECOND;
+use crate::auth::Who;
 use crate::engine::SimEngine;
 use crate::history::{End, Request};
 use crate::log::SimLog;
@@ -79,7 +80,11 @@ impl World {
             kind: kind.into(),
             member: Some(member),
         };
-        let id = self.ask(node, Request::Write(Box::new(Action::MemberChange(change))));
+        let id = self.ask(
+            node,
+            Request::Write(Box::new(Action::MemberChange(change))),
+            Who::default(),
+        );
         self.changes.push(id);
     }
 

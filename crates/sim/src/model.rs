@@ -5,11 +5,12 @@
 //! far behind, can be answered. Sorting and filters of ranges are left to the tests of `mvcc`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use api::codec::{Action, MemberChange, MemberChangeKind};
+use api::codec::{Action, MemberChange, MemberChangeKind, OperationHeader};
 use api::kv::*;
 use api::limits::LEASE_TTL_MAX_S;
-use api::{Error, MemberId, Revision};
+use api::{Error, MemberId, RaftIndex, Revision};
 use bytes::Bytes;
 use mvcc::{Membership, Outcome};
 
@@ -51,8 +52,8 @@ pub struct Model {
     pub members: Membership,
     /// Alarms that are on.
     pub alarms: BTreeSet<AlarmMember>,
-    /// Users and roles.
-    pub auth: Auth,
+    /// Users and roles; shared with whoever remembers what they were.
+    pub auth: Arc<Auth>,
     /// Whether the revision that is being written has changes.
     open: bool,
 }
@@ -79,7 +80,7 @@ impl Default for Model {
             leases: BTreeMap::new(),
             members: Membership::default(),
             alarms: BTreeSet::new(),
-            auth: Auth::default(),
+            auth: Arc::default(),
             open: false,
         }
     }
@@ -116,6 +117,11 @@ impl Model {
     /// How many keys there are.
     pub fn live_keys(&self) -> usize {
         self.now.len()
+    }
+
+    /// Bytes of the live keys and their values.
+    pub fn live_bytes(&self) -> usize {
+        self.now.values().map(|kv| kv.key.len() + kv.value.len()).sum()
     }
 
     /// The revision as someone in the middle of a transaction sees it.
@@ -196,11 +202,12 @@ impl Model {
             .collect()
     }
 
-    /// Carries out an operation.
-    pub fn apply(&mut self, action: &Action) -> Result<Outcome, Error> {
+    /// Carries out an operation of the log entry at an index.
+    pub fn apply(&mut self, index: RaftIndex, header: &OperationHeader, action: &Action) -> Result<Outcome, Error> {
         if !self.alarms.is_empty() && takes_space(action) {
             return Err(Error::NoSpace);
         }
+        self.auth.authorize(header, action, &|lease| self.attached(lease))?;
         match action {
             Action::Put(put) => {
                 self.check_put(put)?;
@@ -307,7 +314,7 @@ impl Model {
                     alarms: changed,
                 }))
             }
-            about_users => self.auth.apply(about_users, self.seen.revision),
+            about_users => Arc::make_mut(&mut self.auth).apply(index, about_users, self.seen.revision),
         }
     }
 

@@ -323,11 +323,14 @@ impl World {
         if self.nodes[n].alive(life).is_none() {
             return;
         }
-        let (applied, _) = self.nodes[n].process.as_ref().expect("it runs").machine.applied();
+        let process = self.nodes[n].process.as_ref().expect("it runs");
+        let (applied, _) = process.machine.applied();
+        let known = process.replica.known_applied();
         let to = match self.bug {
             Some(Bug::TrimApplied) => applied + 1,
             Some(Bug::TrimOneTooMany) => (durable + 2).min(self.nodes[n].disk.log.last_index() + 1),
-            _ => (durable + 1).saturating_sub(catchup),
+            Some(Bug::TrimUnknown) => (durable + 1).saturating_sub(catchup),
+            _ => (durable.min(known) + 1).saturating_sub(catchup),
         };
         if to > self.nodes[n].disk.log.first_index() {
             self.log_job(n, LogJob::Trim(to));

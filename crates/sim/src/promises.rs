@@ -3,7 +3,7 @@
 //! The rules of the design, checked at the moment they could be broken: no vote and no acknowledgement before what it
 //! promises is on disk; no entry forgotten that the engine would need after a crash; nobody waits longer than allowed.
 
-use api::MemberId;
+use api::{MemberId, RaftIndex};
 use mvcc::keys::{META, STATE, StateRecord};
 use prost::Message as _;
 use raft::eraftpb::MessageType;
@@ -13,8 +13,13 @@ use crate::history::{Request, violation};
 use crate::node::Disk;
 use crate::world::World;
 
-/// A log is trimmed up to an index: the engine has everything below on its disk.
-pub(crate) fn check_trim(member: MemberId, disk: &Disk, index: u64) {
+/// A log is trimmed up to an index: the engine has everything below on its disk, and the replica knows that it is applied.
+pub(crate) fn check_trim(member: MemberId, disk: &Disk, known_applied: RaftIndex, index: RaftIndex) {
+    if index > known_applied + 1 {
+        violation!(
+            "member {member} trims its log below {index}, but its replica only knows that {known_applied} is applied"
+        );
+    }
     let durable = match disk.engine.peek_durable(META, STATE) {
         Some(state) => StateRecord::decode(state).expect("it was encoded").applied_index,
         None => 0,

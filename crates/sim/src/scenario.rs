@@ -88,8 +88,12 @@ pub struct Scenario {
     pub cold_keys: usize,
     /// Share of requests that are about leases, beyond those among all others.
     pub leases: f64,
+    /// Seconds that leases live.
+    pub lease_ttl: Range<i64>,
     /// Those who watch.
     pub watchers: usize,
+    /// Whether operators turn auth on, and clients are users.
+    pub auth: bool,
     /// Whether members come and go.
     pub changes_members: bool,
     /// Time between what the operator does.
@@ -179,7 +183,9 @@ impl Scenario {
             hot_keys: rng.usize(1..6),
             cold_keys: rng.usize(1..100),
             leases: [0.0, 0.0, 0.5][rng.usize(..3)],
+            lease_ttl: 1..9,
             watchers: rng.usize(..4),
+            auth: rng.u8(..4) == 0,
             changes_members: rng.bool(),
             operator_pause: 500 * MS..6 * SECOND,
             aims: rng.bool(),
@@ -213,7 +219,7 @@ impl Scenario {
                 self.think = MS..20 * MS;
                 self.apply = [100..5 * MS, 100..100 * MS, 10 * MS..600 * MS][rng.usize(..3)].clone();
                 self.replica.unapplied_bytes_max = [300, 1500, 64 << 20][rng.usize(..3)];
-                self.install_drops = rng.u8(..4) > 0;
+                self.install_drops = true;
                 self.leases = self.leases.max(0.1);
             }
             Theme::Leases => {
@@ -221,6 +227,8 @@ impl Scenario {
                 self.clients = rng.usize(3..7);
                 self.think = 20 * MS..200 * MS;
                 self.chaos = self.chaos.max(20 * SECOND);
+                self.lease_ttl = 1..[9, 14, 20][rng.usize(..3)];
+                self.aims = rng.u8(..4) > 0;
             }
             Theme::Elections => {
                 self.sync = [50 * MS..400 * MS, 100..900 * MS][rng.usize(..2)].clone();

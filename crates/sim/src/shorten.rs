@@ -42,6 +42,7 @@ const SIMPLIFY: &[Simplify] = &[
     ("leases beyond the usual", |scenario| {
         std::mem::take(&mut scenario.leases) > 0.0
     }),
+    ("auth", |scenario| std::mem::take(&mut scenario.auth)),
     ("learners", |scenario| std::mem::take(&mut scenario.learners) > 0),
     ("merged log writes", |scenario| {
         std::mem::take(&mut scenario.merge_appends)

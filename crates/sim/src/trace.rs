@@ -12,6 +12,7 @@ const LINES_MAX: usize = 20_000;
 /// Every mark there is. One that many seeds never reach is a gap in the simulator.
 pub const MARKS: &[&str] = &[
     "all crash at once",
+    "asked with auth on",
     "change of members refused",
     "checkpoint taken back",
     "client gave up",
@@ -28,6 +29,7 @@ pub const MARKS: &[&str] = &[
     "leader change during compaction",
     "leader change with leases",
     "leader change with requests under way",
+    "leader cut off right after a promise to a lease",
     "leader paused",
     "leader removes itself",
     "leader steps down in its own term",
@@ -41,6 +43,7 @@ pub const MARKS: &[&str] = &[
     "old blocks",
     "old blocks refused",
     "operation's entry dropped by an install",
+    "permission denied",
     "read answered with a disk error",
     "read error",
     "read index across leaders",
@@ -60,6 +63,7 @@ pub const MARKS: &[&str] = &[
     "stopped by a disk error",
     "stopped in good order",
     "torn log tail",
+    "users changed while a request was under way",
     "watch compacted away",
     "watch events",
     "watch progress",

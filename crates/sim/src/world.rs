@@ -16,6 +16,7 @@ use replica::Input;
 use crate::bugs::Bug;
 use crate::clients::Client;
 use crate::engine::{Image, SimEngine};
+use crate::faults::Reigns;
 use crate::history::History;
 use crate::leases::Promise;
 use crate::log::SimLog;
@@ -36,6 +37,8 @@ pub enum Event {
     LogDone(usize, u64),
     /// An apply step finishes.
     ApplyDone(usize, u64),
+    /// A member's replica is told something.
+    Hear(usize, u64, Input),
     /// A member looks after its disk.
     Upkeep(usize, u64),
     /// A flush of an engine finishes.
@@ -79,6 +82,10 @@ pub enum Event {
     Crash(usize, u64),
     /// A member is cut off.
     CutOff(usize),
+    /// Owners of leases have waited for a member that was paused, and ask it at once.
+    Owners(usize),
+    /// A leader leads twice.
+    Reigns(Reigns),
     /// A member is trusted again.
     Trust(usize),
     /// A member stops as its operator asked: it has handed leadership over, or has had time to.
@@ -305,6 +312,7 @@ impl World {
             Event::Step(n, life) => (2, *n, *life),
             Event::LogDone(n, life) => (3, *n, *life),
             Event::ApplyDone(n, life) => (4, *n, *life),
+            Event::Hear(n, life, _) => (26, *n, *life),
             Event::Upkeep(n, life) => (5, *n, *life),
             Event::Deliver { from, to, data } => (6 + ((*from as u64) << 8), *to, data.len() as u64),
             Event::Transferred { from, to, image, .. } => (7, *to, from.0 as u64 * 2 + u64::from(image.is_some())),
@@ -321,6 +329,8 @@ impl World {
             Event::Watch(w) => (18, *w, 0),
             Event::Crash(n, life) => (19, *n, *life),
             Event::CutOff(n) => (20, *n, 0),
+            Event::Owners(n) => (24, *n, 0),
+            Event::Reigns(reigns) => (25, reigns.leader, reigns.stage),
             Event::Flushed(n, life) => (21, *n, *life),
             Event::Trust(n) => (22, *n, 0),
             Event::Stop(n, life) => (23, *n, *life),
@@ -330,6 +340,7 @@ impl World {
         | Event::Step(..)
         | Event::LogDone(..)
         | Event::ApplyDone(..)
+        | Event::Hear(..)
         | Event::Upkeep(..)
         | Event::Flushed(..)
         | Event::Leases(..)
@@ -346,6 +357,11 @@ impl World {
             Event::Step(n, life) => self.step(n, life),
             Event::LogDone(n, life) => self.log_done(n, life),
             Event::ApplyDone(n, life) => self.apply_done(n, life),
+            Event::Hear(n, life, input) => {
+                if self.nodes[n].is_in(life) {
+                    self.input(n, input);
+                }
+            }
             Event::Upkeep(n, life) => self.upkeep(n, life),
             Event::Flushed(n, life) => {
                 if self.nodes[n].is_in(life) {
@@ -375,7 +391,12 @@ impl World {
                     self.at(self.now + down, Event::Start(n));
                 }
             }
-            Event::CutOff(n) => self.cut_off(n),
+            Event::CutOff(n) => {
+                let time = self.rng_faults.u64(SECOND..6 * SECOND);
+                self.cut_off(n, time);
+            }
+            Event::Owners(n) => self.owners_ask(n),
+            Event::Reigns(reigns) => self.reigns(reigns),
             Event::Trust(n) => self.quarantine(n, false),
             Event::Stop(n, life) => self.stop(n, life),
             Event::Fault => self.fault(),

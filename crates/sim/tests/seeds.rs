@@ -34,7 +34,8 @@ fn findings(seeds: impl IntoIterator<Item = u64>, bug: Option<Bug>) -> Vec<Strin
 /// Seeds that find a real bug if it comes back: those of the first list of `mutants.py`, and where the bugs were found
 /// first. Any change of the simulator makes other worlds of them; then `mutants.py` says which seeds find them now.
 const REGRESSIONS: &[u64] = &[
-    2, 24, 52, 95, 210, 603, 695, 1955, 45012, 49090, 61825, 63854, 68989, 69505, 72096, 1115902,
+    2, 24, 52, 95, 210, 603, 695, 1955, 45012, 49090, 61825, 63854, 68989, 69505, 72096, 1115902, 5029180, 6015645,
+    6015904, 6021826,
 ];
 
 #[test]
@@ -77,6 +78,7 @@ fn deliberate_bugs_are_found() {
     let bugs = [
         Bug::NoSync,
         Bug::TrimApplied,
+        Bug::TrimUnknown,
         Bug::FlushForgetsIndex,
         Bug::FollowRefusedChanges,
         Bug::ReadWithoutIndex,
@@ -89,6 +91,7 @@ fn deliberate_bugs_are_found() {
         Bug::ResumeSkips,
         Bug::WatchLosesEvents,
         Bug::HardStateLost,
+        Bug::ReadWhateverIsPermitted,
     ];
     for bug in bugs {
         let found = (1..=10).any(|batch| !findings(batch * 10..batch * 10 + 10, Some(bug)).is_empty());
