@@ -72,8 +72,9 @@ impl World {
                 report,
                 sender,
             } => {
-                if let Err(error) = process.machine.install(engine) {
-                    if self.engine_failed(n) {
+                if let Err(error) = process.machine.install(engine.clone()) {
+                    // It need be neither the one that is used nor the one on disk: the next snapshot may be there already.
+                    if engine.is_broken() || self.engine_failed(n) {
                         return self.stop_on_disk_error(n);
                     }
                     violation!("member {} cannot go over to a snapshot: {error}", n + 1);
