@@ -75,6 +75,8 @@ impl World {
                 if let Err(error) = process.machine.install(engine.clone()) {
                     // It need be neither the one that is used nor the one on disk: the next snapshot may be there already.
                     if engine.is_broken() || self.engine_failed(n) {
+                        // The job is out of the queue that a crash looks through. Its sender learns of it by the connection.
+                        self.report_snapshot(n, sender, false);
                         return self.stop_on_disk_error(n);
                     }
                     violation!("member {} cannot go over to a snapshot: {error}", n + 1);
