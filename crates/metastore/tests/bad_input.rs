@@ -240,11 +240,7 @@ fn connections_leave_descriptors_for_the_data() {
         put(&mut early, number);
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert!(
-        node.log().contains("clients have as many connections"),
-        "{}",
-        node.log()
-    );
+    node.wait_log("clients have as many connections");
     assert!(!node.log().contains("a connection was not accepted"), "{}", node.log());
     late.set_read_timeout(Some(Duration::from_millis(100)))
         .expect("a timeout can be set");

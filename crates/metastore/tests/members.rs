@@ -369,7 +369,7 @@ async fn large_values_reach_every_member() {
     nodes[(follower + 1) % 3] = cluster.setups[(follower + 1) % 3].start();
     let late = &nodes[(follower + 1) % 3];
     wait_serves(late).await;
-    assert!(late.log().contains("applied snapshot"), "{}", late.log());
+    late.wait_log("applied snapshot");
     let mut hashes = Vec::new();
     for node in &nodes {
         wait_serves(node).await;

@@ -67,7 +67,7 @@ async fn one_port_serves_plaintext_and_tls() {
         "serving client traffic insecurely",
         "starting with client TLS",
     ] {
-        assert!(node.log().contains(line), "{line} is missing: {}", node.log());
+        node.wait_log(line);
     }
     assert!(node.terminate().code() != Some(1));
 
@@ -90,12 +90,8 @@ async fn a_tls_port_refuses_the_rest_and_says_so() {
             .await
             .is_ok()
     );
-    let log = node.log();
-    assert!(log.contains("rejected connection on client endpoint"), "{log}");
-    assert!(
-        log.contains("tls: first record does not look like a TLS handshake"),
-        "{log}"
-    );
+    node.wait_log("rejected connection on client endpoint");
+    node.wait_log("tls: first record does not look like a TLS handshake");
 }
 
 #[test]

@@ -243,6 +243,17 @@ impl Node {
         read().expect("the log can be read")
     }
 
+    /// Waits until the log says this. A thread of its own writes the log, so that what is seen of the node by other means
+    /// may come before its line.
+    #[track_caller]
+    pub(crate) fn wait_log(&self, text: &str) {
+        let begun = Instant::now();
+        while !self.log().contains(text) {
+            assert!(begun.elapsed() < READY_TIMEOUT, "{text} is missing: {}", self.log());
+            std::thread::sleep(POLL);
+        }
+    }
+
     /// Kills the process as kill -9 does, and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         // Fails only for a process that was waited for already.
