@@ -2,8 +2,14 @@
 
 #![no_main]
 
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use libfuzzer_sys::fuzz_target;
+use mvcc::keys::FAMILIES;
+use mvcc::{Machine, Options};
 use storage::bbolt::Reader;
+use storage::MemoryEngine;
 
 /// Pages have checksums only in the metas; without a valid one nothing else is looked at. So the first pages of every
 /// input are made valid, and the input says what they point to.
@@ -29,9 +35,33 @@ fn with_metas(data: &[u8]) -> Option<Vec<u8>> {
     Some(file)
 }
 
+/// What is imported is a state that a machine opens. The engine lies in memory as far as there is such a file system.
+fn import(reader: &Reader<&[u8]>, bump: u64) {
+    let memory = PathBuf::from("/dev/shm");
+    let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    let dir = place.join(format!("metastore-fuzz-{}", std::process::id()));
+    let engine = Arc::new(MemoryEngine::open(&dir, FAMILIES).expect("an empty directory will do"));
+    if let Ok(imported) = mvcc::backup::import(reader, &*engine, bump, &mut |_| {}) {
+        let options = Options {
+            record_cache_bytes: 1 << 16,
+            list_cache_bytes: 0,
+            ..Options::default()
+        };
+        let machine = Machine::open(engine.clone(), &options).expect("what was imported is whole");
+        let reader = machine.reader();
+        assert_eq!((reader.revision(), reader.keys()), (imported.revision, imported.keys));
+    }
+    drop(engine);
+    std::fs::remove_dir_all(&dir).expect("it is ours");
+}
+
 fn read(file: &[u8]) {
     let Ok(reader) = Reader::open(file) else { return };
-    let _ = mvcc::backup::status(&reader, &mut |_| {});
+    if mvcc::backup::status(&reader, &mut |_| {}).is_ok() {
+        for bump in [0, 7] {
+            import(&reader, bump);
+        }
+    }
     for bucket in reader.buckets().unwrap_or_default() {
         let _ = reader.last_key(&bucket);
         let Ok(mut entries) = reader.entries(&bucket) else { continue };
