@@ -8,7 +8,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use server::AutoCompaction;
+pub use server::{AutoCompaction, DiscoveryOptions};
 
 use crate::flags::{FLAGS, Failure, GATES, Gate, Note, Settings, Source, Status, parse_duration};
 use crate::logging::{LogConfig, LogFormat, LogLevel, LogOutput, Rotation};
@@ -177,6 +177,8 @@ pub struct ClusterConfig {
     pub listen_peer_urls: Vec<Url>,
     /// Whether the cluster exists already at this member's first start.
     pub join: bool,
+    /// Where the members of a new cluster are to be found; `initial` then holds this one alone.
+    pub discovery: Option<DiscoveryOptions>,
     /// Whether this member is to go on alone with its data.
     pub force_new: bool,
     /// Refuse changes of members that would lose the quorum.
@@ -493,12 +495,20 @@ fn keepalive(settings: &Settings) -> (Duration, Duration) {
 fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
     let advertise_peer_urls = settings.urls("initial-advertise-peer-urls").to_vec();
     let text = settings.text("initial-cluster");
+    let is_default = FLAGS
+        .iter()
+        .any(|flag| flag.name == "initial-cluster" && flag.default == text);
+    let discovery = discovery(settings)?;
+    // In a file, as in etcd, the default that is written out is as good as none.
+    let from_file = matches!(settings.source("initial-cluster"), Source::File(_));
+    let is_given = settings.is_set("initial-cluster") && !text.is_empty() && !(from_file && is_default);
+    if is_given && discovery.is_some() {
+        return Err(Failure::config(
+            "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
+        ));
+    }
     // As in etcd, the default follows the name and the advertised URLs, even if it is written out.
-    let initial = if text.is_empty()
-        || FLAGS
-            .iter()
-            .any(|flag| flag.name == "initial-cluster" && flag.default == text)
-    {
+    let initial = if text.is_empty() || is_default {
         BTreeMap::from([(name.to_owned(), advertise_peer_urls.clone())])
     } else {
         initial_cluster(text).map_err(|error| Failure::config(format!("--initial-cluster: {error}")))?
@@ -533,9 +543,67 @@ fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
         learners_max: size(settings, "max-learners", 0)?,
         advertise_peer_urls,
         local_address: None,
-        token: settings.text("initial-cluster-token").to_owned(),
+        token: match &discovery {
+            Some(discovery) => discovery.token.clone(),
+            None => settings.text("initial-cluster-token").to_owned(),
+        },
+        discovery,
         initial,
     })
+}
+
+/// Where the members of a new cluster are to be found, if anywhere.
+fn discovery(settings: &Settings) -> Result<Option<DiscoveryOptions>, Failure> {
+    let token = settings.text("discovery-token");
+    let endpoints = settings.list("discovery-endpoints");
+    if token.is_empty() != endpoints.is_empty() {
+        return Err(Failure::config(
+            "both --discovery-token and --discovery-endpoints must be set",
+        ));
+    }
+    if endpoints.iter().any(|endpoint| endpoint.trim().is_empty()) {
+        return Err(Failure::config(
+            "--discovery-endpoints must not contain empty endpoints",
+        ));
+    }
+    if endpoints.is_empty() {
+        return Ok(None);
+    }
+    let file = |name| {
+        Some(settings.text(name))
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
+    let (cert_file, key_file) = (file("discovery-cert"), file("discovery-key"));
+    if cert_file.is_some() != key_file.is_some() {
+        return Err(Failure::config(format!(
+            "KeyFile and CertFile must both be present[key: {}, cert: {}]: set both --discovery-cert and --discovery-key",
+            settings.text("discovery-key"),
+            settings.text("discovery-cert"),
+        )));
+    }
+    // The help of etcd's flag has it so; etcd itself then makes its calls as nobody.
+    let (mut user, mut password) = (settings.text("discovery-user"), settings.text("discovery-password"));
+    if let Some((name, secret)) = user.split_once(':')
+        && password.is_empty()
+    {
+        (user, password) = (name, secret);
+    }
+    Ok(Some(DiscoveryOptions {
+        token: token.to_owned(),
+        endpoints: endpoints.to_vec(),
+        dial_timeout: duration(settings, "discovery-dial-timeout")?,
+        request_timeout: duration(settings, "discovery-request-timeout")?,
+        keepalive_time: duration(settings, "discovery-keepalive-time")?,
+        keepalive_timeout: duration(settings, "discovery-keepalive-timeout")?,
+        insecure_transport: settings.boolean("discovery-insecure-transport"),
+        insecure_skip_verify: settings.boolean("discovery-insecure-skip-tls-verify"),
+        cert_file,
+        key_file,
+        ca_file: file("discovery-cacert"),
+        user: user.to_owned(),
+        password: password.to_owned(),
+    }))
 }
 
 fn raft(settings: &Settings) -> Result<RaftConfig, Failure> {
@@ -1026,6 +1094,70 @@ mod tests {
         ];
         assert!(config(&args).is_ok());
         assert!(config(&["--initial-cluster=default=http://127.0.0.1:2380"]).is_ok());
+    }
+
+    #[test]
+    fn discovery_takes_the_place_of_the_initial_cluster() {
+        let token = "--discovery-token=t";
+        let endpoints = "--discovery-endpoints=http://a:1,b:2";
+        let cluster = |args: &[&str]| config(args).map(|(config, _)| config.cluster);
+        assert_eq!(cluster(&[]).unwrap().discovery, None);
+        let found = cluster(&[
+            token,
+            endpoints,
+            "--name=x",
+            "--discovery-user=u:p:q",
+            "--discovery-keepalive-time=0",
+            "--initial-cluster-token=other",
+        ])
+        .unwrap();
+        assert_eq!(
+            (&found.token[..], list(&found.initial["x"])),
+            ("t", "http://localhost:2380".to_owned())
+        );
+        let discovery = found.discovery.unwrap();
+        assert_eq!(discovery.endpoints, ["http://a:1", "b:2"]);
+        assert_eq!((&discovery.user[..], &discovery.password[..]), ("u", "p:q"));
+        assert_eq!(
+            [
+                discovery.dial_timeout,
+                discovery.request_timeout,
+                discovery.keepalive_timeout
+            ],
+            [2, 5, 6].map(Duration::from_secs)
+        );
+        assert!(discovery.keepalive_time.is_zero() && discovery.insecure_transport && !discovery.insecure_skip_verify);
+        let given = cluster(&[token, endpoints, "--discovery-user=u:v", "--discovery-password=p"])
+            .unwrap()
+            .discovery;
+        assert_eq!(given.unwrap().user, "u:v");
+        for (args, part) in [
+            (
+                &[token][..],
+                "both --discovery-token and --discovery-endpoints must be set",
+            ),
+            (
+                &[endpoints],
+                "both --discovery-token and --discovery-endpoints must be set",
+            ),
+            (
+                &[token, "--discovery-endpoints=a:1,,b:1"],
+                "--discovery-endpoints must not contain empty endpoints",
+            ),
+            (
+                &[token, endpoints, "--initial-cluster=default=http://localhost:2380"],
+                "multiple discovery or bootstrap flags are set",
+            ),
+            (
+                &[token, endpoints, "--discovery-cert=c"],
+                "set both --discovery-cert and --discovery-key",
+            ),
+            (&[token, endpoints, "--discovery-request-timeout=-1s"], "negative"),
+        ] {
+            let failure = cluster(args).expect_err(part);
+            assert!(failure.message.contains(part), "{args:?}: {failure}");
+        }
+        assert!(cluster(&[token, endpoints, "--initial-cluster="]).is_ok());
     }
 
     #[test]

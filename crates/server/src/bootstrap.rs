@@ -16,6 +16,7 @@ use raft::eraftpb::{ConfChange, ConfChangeType, Entry, EntryType, HardState};
 use storage::{AnyEngine, DataDir, Engine, Identity, RaftLog, StorageKind};
 
 use crate::calls::{Answer, Ask, Empty, Members, decode_answer};
+use crate::discovery::{self, DiscoveryOptions};
 use crate::identity;
 use crate::node::EnginePlace;
 use crate::peer::{self, CallError, PeerUrl, RefuseReason};
@@ -62,11 +63,13 @@ pub(crate) async fn begin(
             is_first: false,
         });
     }
-    let others = || config.initial_members.iter().filter(|(name, _)| **name != config.name);
-    let urls: Vec<PeerUrl> = others()
-        .flat_map(|(_, urls)| urls)
-        .filter_map(|url| url.parse().ok())
-        .collect();
+    let others = |members: &InitialMembers| -> Vec<PeerUrl> {
+        let others = members.iter().filter(|(name, _)| **name != config.name);
+        others
+            .flat_map(|(_, urls)| urls)
+            .filter_map(|url| url.parse().ok())
+            .collect()
+    };
     let identity = |cluster_id, member_id| Identity {
         cluster_id,
         member_id,
@@ -74,8 +77,13 @@ pub(crate) async fn begin(
         created_by: format!("metastore {METASTORE_VERSION}"),
     };
     if config.join {
+        if config.discovery.is_some() {
+            return Err(ServeError::Bootstrap(
+                "discovery URL should not be set when joining existing initial cluster".to_owned(),
+            ));
+        }
         let own = (config.name.as_str(), &config.initial_members);
-        let (members, member_id) = ask_for_members(&urls, own, settings, tls).await?;
+        let (members, member_id) = ask_for_members(&others(&config.initial_members), own, settings, tls).await?;
         return Ok(Beginning {
             identity: identity(members.cluster_id, member_id),
             founders: Vec::new(),
@@ -83,9 +91,17 @@ pub(crate) async fn begin(
             is_first: true,
         });
     }
-    let (founders, cluster_id) = founders(config);
+    let (founders, cluster_id) = match &config.discovery {
+        Some(discovery) => discover(config, discovery).await?,
+        None => founders(config),
+    };
+    let members: InitialMembers = founders
+        .iter()
+        .map(|member| (member.name.clone(), member.peer_urls.clone()))
+        .collect();
     let member_id = identity::member_id(&config.initial_members[&config.name], &config.cluster_token);
     // A member whose data was lost must not begin anew under the same id: what it voted for is forgotten.
+    let urls = others(&members);
     let answers = futures::future::join_all(urls.iter().map(|url| ask_one(url, settings, tls))).await;
     for answer in answers {
         // One whose release does not get along with this one may know of a member that lost its data, and cannot be asked.
@@ -105,6 +121,21 @@ pub(crate) async fn begin(
         known: Vec::new(),
         is_first: true,
     })
+}
+
+/// Registers this member with a discovery service; returns the members that the new cluster begins with, in order of
+/// their ids, and the cluster's id.
+pub(crate) async fn discover(
+    config: &ServerConfig,
+    discovery: &DiscoveryOptions,
+) -> Result<(Vec<Member>, u64), ServeError> {
+    tracing::info!("Bootstrapping cluster using v3 discovery.");
+    let urls = &config.initial_members[&config.name];
+    let member_id = identity::member_id(urls, &config.cluster_token);
+    let members = discovery::join(discovery, member_id, (&config.name, urls)).await;
+    let members =
+        members.map_err(|error| ServeError::Bootstrap(format!("failed to join discovery cluster ({error})")))?;
+    Ok(first_members(&members, &config.cluster_token))
 }
 
 /// The members that a new cluster begins with, in order of their ids, and the cluster's id.

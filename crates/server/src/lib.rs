@@ -5,6 +5,7 @@
 //! - [`serve`] opens the data directory and the sockets, and runs until it is told to stop.
 //! - `peer` carries messages, questions and snapshots between members.
 //! - [`restore`] makes a data directory from a backup.
+//! - [`discovery`] finds the first members of a cluster through another one.
 //! - [`identity`] computes who a member is.
 //! - [`metrics`] counts.
 //! - [`auth`] knows who clients are.
@@ -18,6 +19,7 @@ mod bootstrap;
 mod calls;
 mod cluster;
 mod descriptors;
+pub mod discovery;
 mod divergence;
 mod faults;
 pub mod identity;
@@ -46,6 +48,7 @@ pub use auth::{AuthConfig, Jwt, JwtError, JwtOptions, TokenKind};
 pub use auto_compaction::AutoCompaction;
 pub use backup::Backup;
 pub use bootstrap::InitialMembers;
+pub use discovery::DiscoveryOptions;
 pub use node::{FailureHandler, Node, NodeConfig, StartError};
 pub use serve::{Address, EngineConfig, Listen, ServeError, ServerConfig, run};
 pub use store::NodeStore;

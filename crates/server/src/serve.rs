@@ -21,6 +21,7 @@ use crate::NodeStore;
 use crate::auto_compaction::Compactor;
 use crate::bootstrap::{self, InitialMembers, Place};
 use crate::descriptors::{self, Permitted};
+use crate::discovery::DiscoveryOptions;
 use crate::metrics::{Metrics, MetricsOptions};
 use crate::node::{FailureHandler, Node, NodeConfig, StartError};
 use crate::otlp::{Tracing, TracingOptions};
@@ -98,6 +99,9 @@ pub struct ServerConfig {
     pub initial_members: InitialMembers,
     /// Whether the cluster exists already at this member's first start.
     pub join: bool,
+    /// Where the members of a new cluster are to be found, if `initial_members` names this one alone. The token is then
+    /// the cluster's.
+    pub discovery: Option<DiscoveryOptions>,
     /// Whether this member is to go on alone, without the others of its cluster.
     pub force_new_cluster: bool,
     /// The cluster's token: part of its identity.
@@ -286,7 +290,7 @@ pub fn run(
         peer_tls.client = Some(Arc::new(move || Ok(client_config())));
     }
     let begin = bootstrap::begin(&config, kind, data_dir.identity(), &peers, &peer_tls);
-    let beginning = peer_runtime.block_on(begin)?;
+    let mut beginning = peer_runtime.block_on(begin)?;
     if beginning.is_first {
         data_dir.initialize(beginning.identity.clone())?;
     }
@@ -311,6 +315,27 @@ pub fn run(
     // The log first: where it is damaged the engine's files stay as they are.
     let log = Arc::new(RaftEngineLog::open(data_dir.raft_dir(), &RaftLogOptions::default())?);
     let raft_dir = data_dir.raft_dir().to_path_buf();
+    if let Some(discovery) = &config.discovery
+        && !beginning.is_first
+    {
+        if log.last_index() > 0 {
+            tracing::warn!(
+                "wal-dir" = %raft_dir.display(),
+                "discovery token is ignored since cluster already initialized; valid logs are found"
+            );
+        } else if beginning.founders.is_empty() && !config.join {
+            // A crash came between the identity and the log's first entries, which the flags alone do not tell.
+            let discover = bootstrap::discover(&config, discovery);
+            let (founders, cluster_id) = peer_runtime.block_on(discover)?;
+            if cluster_id != beginning.identity.cluster_id {
+                return Err(ServeError::Bootstrap(format!(
+                    "the discovery service names the members of cluster {cluster_id:x}, and the data directory belongs to {:x}; it holds no data yet, so remove it",
+                    beginning.identity.cluster_id
+                )));
+            }
+            beginning.founders = founders;
+        }
+    }
     data_dir.remove_unused_engines()?;
     let place = Place {
         data_dir: Arc::new(data_dir),
@@ -356,7 +381,12 @@ pub fn run(
         Transport::start(handle, identity, peers, peer_tls, peer_listeners, handler)
     });
     // Whoever has nobody to wait for is ready as soon as its log is replayed.
-    let is_alone = !config.join && node.membership_at_start() <= 1 && beginning.founders.len() <= 1;
+    // With nothing in the engine yet, and flags that do not tell who founded the cluster, others may be in the log.
+    let is_alone = !config.join
+        && match node.membership_at_start() {
+            0 => beginning.founders.len() == 1,
+            members => members == 1 && beginning.founders.len() <= 1,
+        };
     if is_alone && !node.wait_ready(READY_TIMEOUT) {
         return Err(ServeError::NotReady);
     }

@@ -71,6 +71,8 @@ fn is_map(path: &str) -> bool {
             | "socket-options"
             | "discovery-config"
             | "discovery-config.client"
+            | "discovery-config.client.secure"
+            | "discovery-config.client.auth"
     )
 }
 
@@ -85,7 +87,24 @@ fn flag_of(path: &str) -> Option<&'static Flag> {
         Some(("peer-transport-security", "allowed-hostname")) => "peer-cert-allowed-hostname".into(),
         Some(("peer-transport-security", key)) => format!("peer-{key}"),
         Some(("socket-options", key)) => format!("socket-{key}"),
-        Some(("discovery-config", key)) => format!("discovery-{}", key.strip_prefix("client.").unwrap_or(key)),
+        Some(("discovery-config", "token")) => "discovery-token".into(),
+        Some(("discovery-config", key)) => match key.strip_prefix("client.")? {
+            "auth.username" => "discovery-user".into(),
+            "auth.password" => "discovery-password".into(),
+            key => match key.strip_prefix("secure.") {
+                Some(key @ ("cert" | "key" | "cacert" | "insecure-transport" | "insecure-skip-tls-verify")) => {
+                    format!("discovery-{key}")
+                }
+                None if matches!(
+                    key,
+                    "endpoints" | "dial-timeout" | "request-timeout" | "keepalive-time" | "keepalive-timeout"
+                ) =>
+                {
+                    format!("discovery-{key}")
+                }
+                _ => return None,
+            },
+        },
         Some(_) => return None,
     };
     table::find(&name)
@@ -149,7 +168,8 @@ mod tests {
         let settings = parse(
             "client-transport-security: {cert-file: c, client-cert-auth: true, key-file: , allowed-cn: [x, y]}\n\
              peer-transport-security: {cert-file: p, allowed-cn: [a, b]}\n\
-             discovery-config: {token: t, client: {endpoints: [e]}}\n",
+             discovery-config: {token: t, client: {endpoints: [e], dial-timeout: 1500000000,\n\
+             \x20 secure: {cert: dc, insecure-transport: false, server-name: s}, auth: {username: u, password: p}}}\n",
         )
         .unwrap();
         assert_eq!(
@@ -165,6 +185,16 @@ mod tests {
                 settings.list("discovery-endpoints").len()
             ),
             ("t", 1)
+        );
+        assert_eq!(settings.duration_ns("discovery-dial-timeout"), 1_500_000_000);
+        assert!(!settings.boolean("discovery-insecure-transport"));
+        let texts = ["cert", "user", "password"].map(|name| settings.text(&format!("discovery-{name}")));
+        assert_eq!(texts, ["dc", "u", "p"]);
+        assert_eq!(settings.notes.len(), 1, "{:?}", settings.notes);
+        assert!(
+            settings.notes[0]
+                .message
+                .contains("discovery-config.client.secure.server-name")
         );
     }
 

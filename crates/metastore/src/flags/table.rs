@@ -100,8 +100,7 @@ pub struct Flag {
     pub status: Status,
 }
 
-const DISCOVERY: Status = Status::Refused("discovery of a cluster's members comes later");
-const DISCOVERY_UNUSED: Status = Status::NoEffect("discovery of a cluster's members comes later");
+const SRV: Status = Status::Refused("discovery of a cluster's members by DNS comes later");
 const BBOLT: Status = Status::NoEffect("it tunes a storage file that MetaStore does not have");
 const CHECKS: Status = Status::NoEffect("members compare their states all the time");
 
@@ -231,21 +230,27 @@ pub const FLAGS: &[Flag] = &[
     flag(Clustering, "raft-appends-inflight-max", NUMBER, "2", "writes", Works, "Most writes of the Raft log under way at once; while they are, proposals gather."),
     flag(Clustering, "raft-forwards-inflight-max", NUMBER, "8", "batches", Works, "Most batches under way from a follower to the leader."),
     flag(Clustering, "downgrade-check-time", Duration, "5s", "", NoEffect("there is no older release to go back to yet"), "Time between two checks of a downgrade."),
-    flag(Clustering, "discovery-srv", Text, "", "", DISCOVERY, "DNS domain whose SRV records name the members."),
-    flag(Clustering, "discovery-srv-name", Text, "", "", DISCOVERY, "Suffix of the DNS service name."),
-    flag(Clustering, "discovery-token", Text, "", "", DISCOVERY, "Token of the cluster at the discovery service."),
-    flag(Clustering, "discovery-endpoints", List, "", "", DISCOVERY, "Endpoints of the discovery service."),
-    flag(Clustering, "discovery-dial-timeout", Duration, "2s", "", DISCOVERY_UNUSED, "Dial timeout of discovery."),
-    flag(Clustering, "discovery-request-timeout", Duration, "5s", "", DISCOVERY_UNUSED, "Request timeout of discovery."),
-    flag(Clustering, "discovery-keepalive-time", Duration, "2s", "", DISCOVERY_UNUSED, "Time between keep-alive pings of discovery."),
-    flag(Clustering, "discovery-keepalive-timeout", Duration, "6s", "", DISCOVERY_UNUSED, "Timeout of keep-alive pings of discovery."),
-    flag(Clustering, "discovery-insecure-transport", Bool, "true", "", DISCOVERY_UNUSED, "Use plaintext for discovery."),
-    flag(Clustering, "discovery-insecure-skip-tls-verify", Bool, "false", "", DISCOVERY_UNUSED, "Do not verify the discovery service's certificate."),
-    flag(Clustering, "discovery-cert", Text, "", "", DISCOVERY_UNUSED, "Client certificate for discovery."),
-    flag(Clustering, "discovery-key", Text, "", "", DISCOVERY_UNUSED, "Client key for discovery."),
-    flag(Clustering, "discovery-cacert", Text, "", "", DISCOVERY_UNUSED, "CA bundle for discovery."),
-    flag(Clustering, "discovery-user", Text, "", "", DISCOVERY_UNUSED, "User for discovery."),
-    flag(Clustering, "discovery-password", Text, "", "", DISCOVERY_UNUSED, "Password for discovery."),
+    flag(Clustering, "discovery-srv", Text, "", "", SRV, "DNS domain whose SRV records name the members."),
+    flag(Clustering, "discovery-srv-name", Text, "", "", SRV, "Suffix of the DNS service name."),
+    flag(Clustering, "discovery-token", Text, "", "", Works,
+        "The new cluster's name at the discovery service, and its token."),
+    flag(Clustering, "discovery-endpoints", List, "", "", Works,
+        "Another cluster, etcd's or MetaStore's, in which the members of this new one find each other."),
+    flag(Clustering, "discovery-dial-timeout", Duration, "2s", "", Works, "How long connecting to the discovery service may take."),
+    flag(Clustering, "discovery-request-timeout", Duration, "5s", "", Works, "How long a request to it may take."),
+    flag(Clustering, "discovery-keepalive-time", Duration, "2s", "", Works,
+        "Time without traffic after which it is pinged; less than 10s counts as 10s, as with etcd's client. 0 means never."),
+    flag(Clustering, "discovery-keepalive-timeout", Duration, "6s", "", Works, "How long that ping may stay unanswered."),
+    flag(Clustering, "discovery-insecure-transport", Bool, "true", "", Works,
+        "Plaintext to endpoints without http:// or https://, unless one of the following four is set."),
+    flag(Clustering, "discovery-insecure-skip-tls-verify", Bool, "false", "", Works,
+        "Take any certificate of the discovery service. For tests alone."),
+    flag(Clustering, "discovery-cert", Text, "", "", Works, "Certificate that is shown to the discovery service."),
+    flag(Clustering, "discovery-key", Text, "", "", Works, "Key of that certificate."),
+    flag(Clustering, "discovery-cacert", Text, "", "", Works,
+        "Authorities that its certificate is verified with. When empty: the system's."),
+    flag(Clustering, "discovery-user", Text, "", "", Works, "Who logs in at the discovery service: name, or name:password."),
+    flag(Clustering, "discovery-password", Text, "", "", Works, "With which password."),
     flag(Clustering, "discovery-fallback", Choice(&["exit", "proxy"]), "exit", "", Refused("the v2 proxy is gone from etcd too; only exit is left"),
         "What to do when discovery fails: exit."),
 
