@@ -163,7 +163,7 @@ pub struct Applied {
     pub digests: Vec<Digest>,
     /// The compactions, in order: the compacted revision before each, -1 if it was the first, and its own.
     pub compactions: Vec<(Revision, Revision)>,
-    /// Operations that wrote, and what they wrote.
+    /// What was done, as etcd counts it.
     pub counts: Counts,
     /// What the one engine write cost.
     pub write: WriteStats,
@@ -183,7 +183,8 @@ pub struct Digest {
     pub digest: u64,
 }
 
-/// How many of what was applied, for the metrics.
+/// How many of what was applied, for the metrics. But for the first, as etcd counts: per call to its store, and of those
+/// of operations that were refused as many as it makes before it refuses.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say it")]
 pub struct Counts {
@@ -193,15 +194,16 @@ pub struct Counts {
     pub put_bytes: u64,
     /// Of keys or ranges, whether or not there was anything to delete.
     pub deletes: u64,
-    /// Ranges read by transactions.
+    /// Ranges read: by transactions, for each compare that is looked at, for what a put or a deletion wants to know of the
+    /// time before it (a put of a transaction twice: etcd checks it first), and one by a compaction.
     pub ranges: u64,
-    /// Transactions, and leases that end, with more than one operation (which is what etcd counts).
+    /// Transactions of etcd's store of more than one of the three above: operations and leases that end, if they come to
+    /// so many, and likewise the compares and checks before a transaction that writes.
     pub txns: u64,
-    pub events: u64,
 }
 
 impl Counts {
-    fn reads_and_changes(&self) -> u64 {
+    fn calls(&self) -> u64 {
         self.puts + self.deletes + self.ranges
     }
 }
@@ -607,7 +609,6 @@ impl<E: Engine> Machine<E> {
         }
         self.published
             .publish(&self.state, self.log_bytes, self.leases.len(), &self.rare);
-        step.counts.events += step.events.len() as u64;
         let events = std::mem::take(&mut step.events);
         self.hub.publish(self.state.revision, step.watched.then_some(events));
         Ok(stats)
@@ -909,9 +910,20 @@ impl<E: Engine> Machine<E> {
         if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Err(Error::LeaseNotFound.into());
         }
-        let response = self.put_unchecked(put)?;
+        let response = self.counting(|machine| {
+            machine.step.counts.ranges += u64::from(txn::reads_before(&put));
+            machine.put_unchecked(put)
+        })?;
         self.close_revision();
         Ok(response)
+    }
+
+    /// Counts what happens within as one transaction of etcd's store, if it comes to more than one call.
+    fn counting<T>(&mut self, operation: impl FnOnce(&mut Self) -> Result<T, Failure>) -> Result<T, Failure> {
+        let before = self.step.counts.calls();
+        let done = operation(self);
+        self.step.counts.txns += u64::from(self.step.counts.calls() > before + 1);
+        done
     }
 
     /// Puts without closing the revision. The lease was checked.
@@ -1051,7 +1063,7 @@ impl<E: Engine> Machine<E> {
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
-        let response = self.delete_range_open(delete)?;
+        let response = self.counting(|machine| machine.delete_range_open(delete))?;
         self.close_revision();
         Ok(response)
     }
@@ -1060,6 +1072,7 @@ impl<E: Engine> Machine<E> {
     fn delete_range_open(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, Failure> {
         let doomed = self.doomed(delete)?;
         self.step.counts.deletes += 1;
+        self.step.counts.ranges += u64::from(delete.prev_kv);
         let mut response = DeleteRangeResponse {
             deleted: doomed.len() as i64,
             ..Default::default()
@@ -1137,14 +1150,29 @@ impl<E: Engine> Machine<E> {
     }
 
     fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
-        let mut path = Vec::new();
-        txn::paths(self, request, &mut path)?;
-        txn::check(self, request, &mut path.iter().copied())?;
-        let before = self.step.counts.reads_and_changes();
-        let mut response = self.txn_branch(request, &mut path.into_iter())?;
-        self.step.counts.txns += u64::from(self.step.counts.reads_and_changes() > before + 1);
+        let mut response = if request.is_read_only() {
+            // It has come here with others' operations; one transaction of the store does all of it.
+            self.counting(|machine| {
+                let path = machine.txn_path(request)?;
+                machine.txn_branch(request, &mut path.into_iter())
+            })?
+        } else {
+            let path = self.counting(|machine| machine.txn_path(request))?;
+            self.counting(|machine| machine.txn_branch(request, &mut path.into_iter()))?
+        };
         response.header = ResponseHeader::at(self.close_revision());
         Ok(response)
+    }
+
+    /// Which branches are taken; nothing in them is refused any more.
+    fn txn_path(&mut self, request: &TxnRequest) -> Result<Vec<bool>, Failure> {
+        let (mut path, mut reads) = (Vec::new(), 0);
+        let mut checked = txn::paths(self, request, &mut path, &mut reads);
+        if checked.is_ok() {
+            checked = txn::check(self, request, &mut path.iter().copied(), &mut reads);
+        }
+        self.step.counts.ranges += reads;
+        checked.map(|()| path)
     }
 
     /// Carries out the branch taken. It was checked, so nothing in it is refused any more.
@@ -1186,6 +1214,7 @@ impl<E: Engine> Machine<E> {
     }
 
     fn put_in_txn(&mut self, put: &PutRequest) -> Result<PutResponse, Failure> {
+        self.step.counts.ranges += u64::from(txn::reads_before(put));
         match self.put_unchecked(put.clone()) {
             // The key was there when the transaction was checked, so an operation before this one in the same
             // transaction deleted it. Validation refuses that on every path but through nested transactions; etcd
@@ -1207,6 +1236,8 @@ impl<E: Engine> Machine<E> {
             return Err(Error::FutureRevision.into());
         }
         self.step.compactions.push((self.state.compacted, request.revision));
+        // etcd reads a key to learn of the newest revision.
+        self.step.counts.ranges += 1;
         self.state.compacted = request.revision;
         Ok(CompactionResponse {
             header: ResponseHeader::at(self.state.revision),

@@ -509,10 +509,13 @@ impl<E: Engine> Reader<E> {
         self.with_snapshot(request.revision, |snapshot, at, _| snapshot.scan_page(request, at))
     }
 
-    /// Answers a transaction that only reads.
-    pub fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
+    /// Answers a transaction that only reads. `reads` becomes how many ranges were read for it, even if it is refused.
+    pub fn txn(&self, request: &TxnRequest, reads: &mut u64) -> Result<TxnResponse, Failure> {
         assert!(request.is_read_only(), "only the machine executes writes");
-        self.with_snapshot(0, |snapshot, _, _| txn::execute_read_only(snapshot, request))
+        self.with_snapshot(0, |snapshot, _, _| {
+            *reads = 0;
+            txn::execute_read_only(snapshot, request, reads)
+        })
     }
 
     /// The keys attached to a lease, in order.

@@ -29,10 +29,17 @@ pub(crate) trait Newest {
     fn revisions(&self) -> (Revision, Revision);
 }
 
-/// Which branch each transaction takes: the outer one first, then the nested ones of the branch taken, in order.
-pub(crate) fn paths(state: &mut impl Newest, request: &TxnRequest, out: &mut Vec<bool>) -> Result<(), Failure> {
+/// Which branch each transaction takes: the outer one first, then the nested ones of the branch taken, in order. `reads`
+/// counts the compares that were looked at: etcd reads a range for each.
+pub(crate) fn paths(
+    state: &mut impl Newest,
+    request: &TxnRequest,
+    out: &mut Vec<bool>,
+    reads: &mut u64,
+) -> Result<(), Failure> {
     let mut holds = true;
     for compare in &request.compare {
+        *reads += 1;
         if !compare_holds(state, compare)? {
             holds = false;
             break;
@@ -41,7 +48,7 @@ pub(crate) fn paths(state: &mut impl Newest, request: &TxnRequest, out: &mut Vec
     out.push(holds);
     for op in branch(request, holds) {
         if let Some(RequestOpKind::Txn(nested)) = &op.request {
-            paths(state, nested, out)?;
+            paths(state, nested, out, reads)?;
         }
     }
     Ok(())
@@ -52,18 +59,19 @@ pub(crate) fn branch(request: &TxnRequest, holds: bool) -> &[RequestOp] {
     if holds { &request.success } else { &request.failure }
 }
 
-/// Checks every operation on the path against the state before the transaction.
+/// Checks every operation on the path against the state before the transaction. `reads` counts as in [`paths`].
 pub(crate) fn check(
     state: &mut impl Newest,
     request: &TxnRequest,
     path: &mut impl Iterator<Item = bool>,
+    reads: &mut u64,
 ) -> Result<(), Failure> {
     let holds = path.next().expect("a branch was chosen for every transaction");
     for op in branch(request, holds) {
         match &op.request {
             Some(RequestOpKind::Range(range)) => check_range(state.revisions(), range)?,
-            Some(RequestOpKind::Put(put)) => check_put(state, put)?,
-            Some(RequestOpKind::Txn(nested)) => check(state, nested, path)?,
+            Some(RequestOpKind::Put(put)) => check_put(state, put, reads)?,
+            Some(RequestOpKind::Txn(nested)) => check(state, nested, path, reads)?,
             Some(RequestOpKind::DeleteRange(_)) | None => {}
         }
     }
@@ -81,14 +89,20 @@ fn check_range((revision, compacted): (Revision, Revision), range: &RangeRequest
 }
 
 /// Checks a put against the newest state.
-pub(crate) fn check_put(state: &mut impl Newest, put: &PutRequest) -> Result<(), Failure> {
+fn check_put(state: &mut impl Newest, put: &PutRequest, reads: &mut u64) -> Result<(), Failure> {
     if put.lease != 0 && !state.has_lease(put.lease) {
         return Err(Error::LeaseNotFound.into());
     }
+    *reads += u64::from(reads_before(put));
     if (put.ignore_value || put.ignore_lease) && state.key_value(&put.key)?.is_none() {
         return Err(Error::KeyNotFound.into());
     }
     Ok(())
+}
+
+/// Whether a put wants to know what was there before.
+pub(crate) fn reads_before(put: &PutRequest) -> bool {
+    put.ignore_value || put.ignore_lease || put.prev_kv
 }
 
 fn compare_holds(state: &mut impl Newest, compare: &Compare) -> Result<bool, Failure> {
@@ -185,15 +199,16 @@ pub(crate) fn range_satisfies<V: View>(snapshot: &Snapshot<'_, V>, compare: &Com
     Ok(if any { all } else { missing_satisfies(compare) })
 }
 
-/// Carries out a transaction of plain ranges.
+/// Carries out a transaction of plain ranges. `reads` counts them and the compares.
 pub(crate) fn execute_read_only<V: View>(
     snapshot: &Snapshot<'_, V>,
     request: &TxnRequest,
+    reads: &mut u64,
 ) -> Result<TxnResponse, Failure> {
     let mut state = Pinned(snapshot);
     let mut path = Vec::new();
-    paths(&mut state, request, &mut path)?;
-    check(&mut state, request, &mut path.iter().copied())?;
+    paths(&mut state, request, &mut path, reads)?;
+    check(&mut state, request, &mut path.iter().copied(), reads)?;
     let mut responses = Vec::new();
     for op in branch(request, path[0]) {
         let Some(RequestOpKind::Range(range)) = &op.request else {
@@ -204,6 +219,7 @@ pub(crate) fn execute_read_only<V: View>(
         } else {
             range.revision
         };
+        *reads += 1;
         let response = snapshot.range(range, at, None)?;
         responses.push(ResponseOp {
             response: Some(ResponseOpKind::Range(response)),

@@ -9,7 +9,7 @@
 //! Locks: the hub's before a stream's; neither is held while storage is read.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -57,6 +57,7 @@ pub struct Hub<E> {
     streams: AtomicUsize,
     behind: AtomicUsize,
     pending_events: AtomicUsize,
+    events: AtomicU64,
     state: Mutex<HubState>,
     failed: Mutex<Option<EngineError>>,
 }
@@ -80,6 +81,8 @@ pub struct HubStats {
     pub behind: usize,
     /// Events that wait in memory for their clients.
     pub pending_events: usize,
+    /// Events told, each as often as there were watchers that were told of it.
+    pub events: u64,
 }
 
 impl<E: Engine> Hub<E> {
@@ -93,6 +96,7 @@ impl<E: Engine> Hub<E> {
             streams: AtomicUsize::new(0),
             behind: AtomicUsize::new(0),
             pending_events: AtomicUsize::new(0),
+            events: AtomicU64::new(0),
             state: Mutex::new(HubState {
                 revision,
                 interests: Interests::default(),
@@ -118,6 +122,7 @@ impl<E: Engine> Hub<E> {
             streams: self.streams.load(Ordering::Relaxed),
             behind: self.behind.load(Ordering::Relaxed),
             pending_events: self.pending_events.load(Ordering::Relaxed),
+            events: self.events.load(Ordering::Relaxed),
         }
     }
 
@@ -494,6 +499,7 @@ impl<E: Engine> Stream<E> {
             }
             CaughtUp::Events { revision, events, next } => {
                 self.advance(watch_id, next, true);
+                self.hub.events.fetch_add(events.len() as u64, Ordering::Relaxed);
                 Some(WatchOutput::Events {
                     watch_id,
                     revision,
@@ -701,6 +707,7 @@ impl<E: Engine> WatchStream for Stream<E> {
                     if let Some(output) = stream.pop() {
                         if let WatchOutput::Events { events, .. } = &output {
                             self.hub.pending_events.fetch_sub(events.len(), Ordering::Relaxed);
+                            self.hub.events.fetch_add(events.len() as u64, Ordering::Relaxed);
                         }
                         return Poll::Ready(output);
                     }

@@ -769,7 +769,7 @@ impl<E: TestEngine> Stage<E> {
             ),
             "read-txn" => {
                 let txn = Tokens(words.iter().copied().collect()).txn();
-                answer(self.machine().reader().txn(&txn).map(|txn| show_txn(&txn)))
+                answer(self.machine().reader().txn(&txn, &mut 0).map(|txn| show_txn(&txn)))
             }
             "watch" => {
                 let parsed = Words::new(&words[1..], &["id", "from", "prev", "no-put", "no-delete", "progress"]);

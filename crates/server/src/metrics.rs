@@ -131,11 +131,11 @@ counters! {
     /// Deletes.
     deletes: "etcd_mvcc_delete_total", "Deletions of a key or a range.";
     /// Transactions.
-    txns: "etcd_mvcc_txn_total", "Transactions of more than one operation.";
+    txns: "etcd_mvcc_txn_total", "Transactions of the store of more than one read, put or deletion.";
     /// Ranges.
-    ranges: "etcd_mvcc_range_total", "Ranges read, those of transactions included.";
+    ranges: "etcd_mvcc_range_total", "Ranges read, those of transactions, compares and previous values included.";
     /// Events.
-    events: "etcd_debugging_mvcc_events_total", "Events handed to watchers.";
+    events: "etcd_debugging_mvcc_events_total", "Events told, each as often as watchers were told of it.";
     /// Leases granted.
     leases_granted: "etcd_debugging_lease_granted_total", "Leases granted.";
     /// Leases revoked.
@@ -675,7 +675,6 @@ impl Metrics {
         add(&self.deletes, counts.deletes);
         add(&self.txns, counts.txns);
         add(&self.ranges, counts.ranges);
-        add(&self.events, counts.events);
         add(&self.batches, 1);
         add(&self.batched_operations, counts.operations);
         add(&self.engine_bytes, applied.write.bytes as u64);
@@ -704,7 +703,7 @@ impl Metrics {
         self.range_times.observe(usize::from(succeeded), took, 1);
     }
 
-    /// A transaction that only reads has read so many ranges.
+    /// A transaction that only reads has read so many ranges, its compares included.
     pub(crate) fn txn_read(&self, ranges: u64) {
         self.ranges.fetch_add(ranges, Ordering::Relaxed);
         self.txns.fetch_add(u64::from(ranges > 1), Ordering::Relaxed);
@@ -768,6 +767,7 @@ impl Metrics {
     /// Prometheus' text format.
     pub fn render<E: Engine>(&self, store: &NodeStore<E>) -> String {
         let mut scrape = self.scrape.lock();
+        self.events.store(store.shared().hub.stats().events, Ordering::Relaxed);
         for (counter, value) in scrape.counters.iter().zip(self.counts()) {
             set_counter(counter, value);
         }

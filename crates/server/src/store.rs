@@ -15,7 +15,7 @@ use api::kv::{
     AlarmAction, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse, DeleteRangeRequest,
     DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
     LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveResponse, Member, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, ResponseHeader, ResponseOpKind, TxnRequest, TxnResponse,
+    RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
 };
 use api::limits::ETCD_CLUSTER_VERSION;
 use api::store::{
@@ -721,11 +721,12 @@ impl<E: Engine> Store for NodeStore<E> {
                     Need::Write(_) | Need::WriteAttached(_) => unreachable!("it only reads"),
                 })
             };
+            let mut ranges = 0;
             let response = self
-                .read_permitted(true, permit, || self.shared.reader.txn(&request))
-                .await?;
-            self.shared.metrics.txn_read(ranges_of(&response));
-            response
+                .read_permitted(true, permit, || self.shared.reader.txn(&request, &mut ranges))
+                .await;
+            self.shared.metrics.txn_read(ranges);
+            response?
         } else {
             if request.has_put() {
                 self.check_space(quota::cost_of_txn(&request)).await?;
@@ -1080,16 +1081,6 @@ impl<E: Engine> Store for NodeStore<E> {
     fn limits(&self) -> &Limits {
         &self.shared.config.limits
     }
-}
-
-/// How many ranges were read for a transaction that only reads.
-fn ranges_of(response: &TxnResponse) -> u64 {
-    let ranges = response.responses.iter().map(|op| match &op.response {
-        Some(ResponseOpKind::Txn(nested)) => ranges_of(nested),
-        Some(_) => 1,
-        None => 0,
-    });
-    ranges.sum()
 }
 
 /// A client's watchers: each is created only if the client may read its keys then, as in etcd.

@@ -9,7 +9,7 @@ use api::store::{ScanRequest, WatchCreate, WatchError, WatchOutput, WatchStream}
 use api::{Error, RequestId, Revision};
 use bytes::Bytes;
 use metastore_mvcc::keys::{self, Position, RecordRef};
-use metastore_mvcc::machine::Command;
+use metastore_mvcc::machine::{Command, Counts};
 use metastore_mvcc::{
     Committed, CompactionProgress, Failure, LeaseChange, Machine, Membership, Options, Outcome, Stream,
 };
@@ -61,6 +61,8 @@ pub struct Harness<E: TestEngine> {
     /// Operations since the last step.
     proposed: u64,
     streams: Vec<TestStream<E>>,
+    /// Events that watchers were told since the start, each as often as it was told.
+    told: u64,
     next_request: RequestId,
 }
 
@@ -99,6 +101,7 @@ impl<E: TestEngine> Harness<E> {
             expected: Vec::new(),
             proposed: 0,
             streams: Vec::new(),
+            told: 0,
             next_request: 1,
         };
         harness.open();
@@ -122,6 +125,7 @@ impl<E: TestEngine> Harness<E> {
             })
             .collect();
         self.machine = Some(machine);
+        self.told = 0;
     }
 
     /// Drops the machine, and with it what was proposed but not applied: here all of that is applied first.
@@ -260,12 +264,12 @@ impl<E: TestEngine> Harness<E> {
         let lengths = new.filter_map(|change| Some(change.key.len() + change.kv.as_ref()?.value.len()));
         let put_bytes = lengths.sum::<usize>() as u64;
         let proposed = std::mem::take(&mut self.proposed);
-        // What etcd counts as deletions, ranges and transactions the model does not know.
-        let counts = applied.counts;
-        assert_eq!(
-            (counts.operations, counts.puts, counts.put_bytes),
-            (proposed, puts, put_bytes)
-        );
+        let expected = Counts {
+            operations: proposed,
+            ..std::mem::take(&mut self.model.counts)
+        };
+        assert_eq!(applied.counts, expected);
+        assert_eq!((applied.counts.puts, applied.counts.put_bytes), (puts, put_bytes));
         self.published = self.model.seen;
         self.check_published();
         self.check_wakers(before);
@@ -341,9 +345,10 @@ impl<E: TestEngine> Harness<E> {
     }
 
     pub fn read_txn(&mut self, request: &TxnRequest) {
-        let expected = self.model.read_txn(request, self.published);
-        let got = refused(self.machine().reader().txn(request));
-        assert_eq!(got, expected, "{request:?}");
+        let (expected, ranges) = self.model.read_txn(request, self.published);
+        let mut reads = u64::MAX;
+        let got = refused(self.machine().reader().txn(request, &mut reads));
+        assert_eq!((got, reads), (expected, ranges), "{request:?}");
     }
 
     /// Reads a range page by page, the revision pinned by the first page.
@@ -491,6 +496,7 @@ impl<E: TestEngine> Harness<E> {
                 revision,
                 events,
             } => {
+                self.told += events.len() as u64;
                 let stream = &self.streams[index];
                 let watcher = stream
                     .watchers
@@ -595,6 +601,7 @@ impl<E: TestEngine> Harness<E> {
             self.poll(stream, usize::MAX);
         }
         let stats = self.machine().hub().stats();
+        assert_eq!(stats.events, self.told);
         let watchers: usize = self.streams.iter().map(|stream| stream.watchers.len()).sum();
         assert_eq!(
             (stats.watchers, stats.streams, stats.behind, stats.pending_events),

@@ -9,6 +9,7 @@ use api::limits::LEASE_TTL_MAX_S;
 use api::store::{ScanPage, ScanRequest};
 use api::{Error, Revision};
 use bytes::Bytes;
+use metastore_mvcc::machine::Counts;
 use metastore_mvcc::{LeaseChange, Outcome};
 
 /// One change: what the key became at that moment, or that it was deleted.
@@ -39,6 +40,11 @@ pub struct Model {
     /// Changes of the revision that is being written.
     subs: u32,
     pub lease_changes: Vec<LeaseChange>,
+    /// What etcd counts (`storage/mvcc/metrics_txn.go`): every call that its code makes to a transaction of its store, and
+    /// how many of these had more than one.
+    pub counts: Counts,
+    /// Calls in the one that is open.
+    calls: u64,
 }
 
 pub type Keys = BTreeMap<Bytes, KeyValue>;
@@ -61,6 +67,8 @@ impl Default for Model {
             leases: BTreeMap::new(),
             subs: 0,
             lease_changes: Vec::new(),
+            counts: Counts::default(),
+            calls: 0,
         }
     }
 }
@@ -214,9 +222,18 @@ impl Model {
         Ok(page)
     }
 
-    /// A transaction that only reads.
-    pub fn read_txn(&self, request: &TxnRequest, seen: Seen) -> Result<TxnResponse, Error> {
-        let holds = request.compare.iter().all(|compare| self.holds(compare, seen.rev));
+    /// A transaction that only reads, and how many ranges were read for it.
+    pub fn read_txn(&self, request: &TxnRequest, seen: Seen) -> (Result<TxnResponse, Error>, u64) {
+        let mut reads = 0;
+        let result = self.read_txn_counting(request, seen, &mut reads);
+        (result, reads)
+    }
+
+    fn read_txn_counting(&self, request: &TxnRequest, seen: Seen, reads: &mut u64) -> Result<TxnResponse, Error> {
+        let holds = request.compare.iter().all(|compare| {
+            *reads += 1;
+            self.holds(compare, seen.rev)
+        });
         let ops = if holds { &request.success } else { &request.failure };
         let range_of = |op: &RequestOp| match &op.request {
             Some(RequestOpKind::Range(range)) => range.clone(),
@@ -227,6 +244,7 @@ impl Model {
         }
         let mut responses = Vec::new();
         for op in ops {
+            *reads += 1;
             let response = self.range(&range_of(op), seen)?;
             responses.push(ResponseOp {
                 response: Some(ResponseOpKind::Range(response)),
@@ -270,21 +288,34 @@ impl Model {
     pub fn apply(&mut self, action: &Action) -> Result<Outcome, Error> {
         match action {
             Action::Put(put) => {
-                self.check_put(put)?;
-                let response = self.put(put);
+                self.check_lease(put)?;
+                self.read_before(put);
+                let checked = self.check_key(put);
+                let response = checked.map(|()| self.put(put));
+                self.end();
+                let response = response?;
                 self.close();
                 Ok(Outcome::Put(response))
             }
             Action::DeleteRange(delete) => {
                 let response = self.delete_range(delete);
+                self.end();
                 self.close();
                 Ok(Outcome::DeleteRange(response))
             }
             Action::Txn(txn) => {
                 let mut path = Vec::new();
                 self.paths(txn, &mut path);
-                self.check_txn(txn, &mut path.iter().copied())?;
+                let checked = self.check_txn(txn, &mut path.iter().copied());
+                let is_range = |op: &RequestOp| matches!(op.request, Some(RequestOpKind::Range(_)));
+                let writes = !txn.success.iter().chain(&txn.failure).all(is_range);
+                // Only what does not write goes on in the transaction that compares were read in.
+                if writes || checked.is_err() {
+                    self.end();
+                }
+                checked?;
                 let mut response = self.txn(txn, &mut path.into_iter());
+                self.end();
                 self.close();
                 response.header = ResponseHeader::at(self.seen.rev);
                 Ok(Outcome::Txn(response))
@@ -297,6 +328,9 @@ impl Model {
                     return Err(Error::FutureRevision);
                 }
                 self.seen.compacted = compact.revision;
+                // Of a key named "compaction", for the revision that comes with it.
+                self.read();
+                self.end();
                 Ok(Outcome::Compact(CompactionResponse {
                     header: ResponseHeader::at(self.seen.rev),
                 }))
@@ -324,8 +358,11 @@ impl Model {
                     return Err(Error::LeaseNotFound);
                 }
                 for key in self.attached(revoke.id, self.seen.rev) {
+                    self.counts.deletes += 1;
+                    self.calls += 1;
                     self.change(key, None);
                 }
+                self.end();
                 self.close();
                 self.lease_changes.push(LeaseChange::Revoked { id: revoke.id });
                 Ok(Outcome::LeaseRevoke(LeaseRevokeResponse {
@@ -364,10 +401,32 @@ impl Model {
         self.subs = 0;
     }
 
-    fn check_put(&self, put: &PutRequest) -> Result<(), Error> {
+    fn read(&mut self) {
+        self.counts.ranges += 1;
+        self.calls += 1;
+    }
+
+    fn read_before(&mut self, put: &PutRequest) {
+        if put.ignore_value || put.ignore_lease || put.prev_kv {
+            self.read();
+        }
+    }
+
+    /// Ends a transaction of etcd's store.
+    fn end(&mut self) {
+        if std::mem::take(&mut self.calls) > 1 {
+            self.counts.txns += 1;
+        }
+    }
+
+    fn check_lease(&self, put: &PutRequest) -> Result<(), Error> {
         if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Err(Error::LeaseNotFound);
         }
+        Ok(())
+    }
+
+    fn check_key(&self, put: &PutRequest) -> Result<(), Error> {
         if (put.ignore_value || put.ignore_lease) && self.key_at(&put.key, self.seen.rev).is_none() {
             return Err(Error::KeyNotFound);
         }
@@ -395,6 +454,9 @@ impl Model {
                 kv.lease = before.lease;
             }
         }
+        self.calls += 1;
+        self.counts.puts += 1;
+        self.counts.put_bytes += (kv.key.len() + kv.value.len()) as u64;
         self.change(put.key.clone(), Some(kv));
         PutResponse {
             header: ResponseHeader::at(rev),
@@ -403,6 +465,11 @@ impl Model {
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> DeleteRangeResponse {
+        if delete.prev_kv {
+            self.read();
+        }
+        self.calls += 1;
+        self.counts.deletes += 1;
         let doomed: Vec<KeyValue> = self
             .keys_at(self.current())
             .into_values()
@@ -418,8 +485,11 @@ impl Model {
         }
     }
 
-    fn paths(&self, txn: &TxnRequest, path: &mut Vec<bool>) {
-        let holds = txn.compare.iter().all(|compare| self.holds(compare, self.seen.rev));
+    fn paths(&mut self, txn: &TxnRequest, path: &mut Vec<bool>) {
+        let holds = txn.compare.iter().all(|compare| {
+            self.read();
+            self.holds(compare, self.seen.rev)
+        });
         path.push(holds);
         for op in if holds { &txn.success } else { &txn.failure } {
             if let Some(RequestOpKind::Txn(nested)) = &op.request {
@@ -428,7 +498,7 @@ impl Model {
         }
     }
 
-    fn check_txn(&self, txn: &TxnRequest, path: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
+    fn check_txn(&mut self, txn: &TxnRequest, path: &mut impl Iterator<Item = bool>) -> Result<(), Error> {
         for op in if path.next().unwrap() {
             &txn.success
         } else {
@@ -436,7 +506,11 @@ impl Model {
         } {
             match op.request.as_ref().expect("validated") {
                 RequestOpKind::Range(range) => check_range(range, self.seen)?,
-                RequestOpKind::Put(put) => self.check_put(put)?,
+                RequestOpKind::Put(put) => {
+                    self.check_lease(put)?;
+                    self.read_before(put);
+                    self.check_key(put)?;
+                }
                 RequestOpKind::DeleteRange(_) => {}
                 RequestOpKind::Txn(nested) => self.check_txn(nested, path)?,
             }
@@ -454,9 +528,13 @@ impl Model {
                         rev: self.current(),
                         compacted: self.seen.compacted,
                     };
+                    self.read();
                     ResponseOpKind::Range(self.range(range, seen).expect("it was checked"))
                 }
-                RequestOpKind::Put(put) => ResponseOpKind::Put(self.put(put)),
+                RequestOpKind::Put(put) => {
+                    self.read_before(put);
+                    ResponseOpKind::Put(self.put(put))
+                }
                 RequestOpKind::DeleteRange(delete) => ResponseOpKind::DeleteRange(self.delete_range(delete)),
                 RequestOpKind::Txn(nested) => ResponseOpKind::Txn(self.txn(nested, path)),
             };
