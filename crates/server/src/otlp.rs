@@ -3,9 +3,10 @@
 //! A span covers a call from its request's headers to its status, with the names and attributes that OpenTelemetry has
 //! for RPCs. A caller's `traceparent` is followed: its decision to sample holds, and the span is its child's. What is
 //! not sampled costs a random number. Spans wait in a bounded queue for a thread that sends them; a collector that is
-//! slow or away costs spans, never calls.
+//! slow or away costs spans, never calls, and the log says so now and then.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use frontend::observer::CODE_NAMES;
 use frontend::{CallSpan, CallTracer, Method};
@@ -15,8 +16,13 @@ use opentelemetry::trace::{Span as _, SpanKind, Status, Tracer as _, TracerProvi
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span};
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, Span, SpanData};
+use parking_lot::Mutex;
+
+/// Least time between two lines about a collector that takes no spans.
+const LOST_WARNING_PAUSE: Duration = Duration::from_secs(60);
 
 /// Where spans go, and which.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +66,11 @@ impl Tracing {
             .with_endpoint(endpoint)
             .build()
             .map_err(|error| format!("the collector {:?} cannot be used: {error}", options.address))?;
+        let exporter = Reporting {
+            exporter,
+            address: options.address.clone(),
+            outage: Mutex::default(),
+        };
         let mut resource = Resource::builder().with_service_name(options.service_name.clone());
         if !options.instance_id.is_empty() {
             resource = resource.with_attribute(KeyValue::new("service.instance.id", options.instance_id.clone()));
@@ -85,6 +96,79 @@ impl Tracing {
         if let Err(error) = self.provider.shutdown() {
             tracing::warn!(%error, "the last spans were not sent");
         }
+    }
+}
+
+/// Says in the log what becomes of spans.
+#[derive(Debug)]
+struct Reporting<E> {
+    exporter: E,
+    address: String,
+    outage: Mutex<Outage>,
+}
+
+/// A time in which the collector takes no spans.
+#[derive(Debug, Default)]
+struct Outage {
+    /// Spans that were lost and that nothing was said of.
+    untold: usize,
+    /// When something was said last.
+    told: Option<Instant>,
+}
+
+impl Outage {
+    /// So many spans were lost; returns how many to speak of, if it is time to.
+    fn lost(&mut self, spans: usize, now: Instant) -> Option<usize> {
+        self.untold += spans;
+        let due = self
+            .told
+            .is_none_or(|told| now.saturating_duration_since(told) >= LOST_WARNING_PAUSE);
+        due.then(|| {
+            self.told = Some(now);
+            std::mem::take(&mut self.untold)
+        })
+    }
+
+    /// Some were sent; returns how many were lost since the last line if there was one.
+    fn over(&mut self) -> Option<usize> {
+        self.told.take().map(|_| std::mem::take(&mut self.untold))
+    }
+}
+
+impl<E: opentelemetry_sdk::trace::SpanExporter> opentelemetry_sdk::trace::SpanExporter for Reporting<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let result = self.exporter.export(batch).await;
+        let address = &self.address;
+        match &result {
+            Ok(()) => {
+                if let Some(lost) = self.outage.lock().over() {
+                    tracing::info!(address, lost, "traces export: the collector takes spans again");
+                }
+            }
+            Err(error) => {
+                if let Some(lost) = self.outage.lock().lost(spans, Instant::now()) {
+                    tracing::warn!(address, %error, lost, "traces export: the collector took no spans");
+                }
+            }
+        }
+        result
+    }
+
+    fn shutdown(&self) -> OTelSdkResult {
+        self.exporter.shutdown()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
     }
 }
 
@@ -184,6 +268,22 @@ mod tests {
             (300..800).contains(&sampled),
             "{sampled} of 5000 at a rate of one in ten"
         );
+    }
+
+    #[test]
+    fn lost_spans_are_spoken_of_now_and_then() {
+        let mut outage = Outage::default();
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        assert_eq!(outage.over(), None);
+        assert_eq!(outage.lost(3, begun), Some(3));
+        assert_eq!(outage.lost(4, after(1)), None);
+        assert_eq!(outage.lost(5, after(59)), None);
+        assert_eq!(outage.lost(6, after(60)), Some(15));
+        assert_eq!(outage.lost(7, after(61)), None);
+        assert_eq!(outage.over(), Some(7));
+        assert_eq!(outage.over(), None);
+        assert_eq!(outage.lost(1, after(62)), Some(1));
     }
 
     #[tokio::test]
