@@ -8,7 +8,7 @@ use std::net::{IpAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use server::{AutoCompaction, DiscoveryOptions};
+pub use server::{AutoCompaction, DiscoveryOptions, SrvOptions};
 
 use crate::flags::{FLAGS, Failure, GATES, Gate, Note, Settings, Source, Status, parse_duration};
 use crate::logging::{LogConfig, LogFormat, LogLevel, LogOutput, Rotation};
@@ -179,6 +179,8 @@ pub struct ClusterConfig {
     pub join: bool,
     /// Where the members of a new cluster are to be found; `initial` then holds this one alone.
     pub discovery: Option<DiscoveryOptions>,
+    /// Where DNS names the members at this member's first start; likewise.
+    pub srv: Option<SrvOptions>,
     /// Whether this member is to go on alone with its data.
     pub force_new: bool,
     /// Refuse changes of members that would lose the quorum.
@@ -498,11 +500,11 @@ fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
     let is_default = FLAGS
         .iter()
         .any(|flag| flag.name == "initial-cluster" && flag.default == text);
-    let discovery = discovery(settings)?;
     // In a file, as in etcd, the default that is written out is as good as none.
     let from_file = matches!(settings.source("initial-cluster"), Source::File(_));
     let is_given = settings.is_set("initial-cluster") && !text.is_empty() && !(from_file && is_default);
-    if is_given && discovery.is_some() {
+    let (discovery, srv) = (discovery(settings)?, srv(settings, is_given)?);
+    if u8::from(is_given) + u8::from(discovery.is_some()) + u8::from(srv.is_some()) > 1 {
         return Err(Failure::config(
             "multiple discovery or bootstrap flags are set. Choose one of \"initial-cluster\", \"discovery-endpoints\" or \"discovery-srv\"",
         ));
@@ -548,8 +550,25 @@ fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig, Failure> {
             None => settings.text("initial-cluster-token").to_owned(),
         },
         discovery,
+        srv,
         initial,
     })
+}
+
+/// Where DNS names the members, if it does. `is_given` says whether `--initial-cluster` does.
+fn srv(settings: &Settings, is_given: bool) -> Result<Option<SrvOptions>, Failure> {
+    let (domain, service_name) = (settings.text("discovery-srv"), settings.text("discovery-srv-name"));
+    if domain.is_empty() {
+        // etcd takes it for discovery, and then has no member.
+        if !service_name.is_empty() && !is_given {
+            return Err(Failure::config("--discovery-srv-name needs --discovery-srv"));
+        }
+        return Ok(None);
+    }
+    Ok(Some(SrvOptions {
+        domain: domain.to_owned(),
+        service_name: service_name.to_owned(),
+    }))
 }
 
 /// Where the members of a new cluster are to be found, if anywhere.
@@ -1158,6 +1177,23 @@ mod tests {
             assert!(failure.message.contains(part), "{args:?}: {failure}");
         }
         assert!(cluster(&[token, endpoints, "--initial-cluster="]).is_ok());
+
+        let srv = "--discovery-srv=example.com";
+        let found = cluster(&[srv, "--discovery-srv-name=x"]).unwrap();
+        assert_eq!(list(&found.initial["default"]), "http://localhost:2380");
+        let options = found.srv.unwrap();
+        assert_eq!((&options.domain[..], &options.service_name[..]), ("example.com", "x"));
+        for args in [
+            &[srv, token, endpoints][..],
+            &[srv, "--initial-cluster=default=http://localhost:2380"],
+        ] {
+            let failure = cluster(args).unwrap_err();
+            assert!(
+                failure.message.contains("multiple discovery or bootstrap flags"),
+                "{failure}"
+            );
+        }
+        assert!(cluster(&["--discovery-srv-name=x"]).is_err());
     }
 
     #[test]

@@ -174,6 +174,7 @@ fn server_config(config: &Config) -> Result<ServerConfig, Failure> {
         },
         join: config.cluster.join,
         discovery: config.cluster.discovery.clone(),
+        srv: config.cluster.srv.clone(),
         force_new_cluster: config.cluster.force_new,
         listen_peers: texts(&config.cluster.listen_peer_urls),
         local_address: config.cluster.local_address,

@@ -56,28 +56,28 @@ fn variables_conflict_with_flags_and_with_each_other() {
     refuses(&[], &[("METASTORE_NAME", "a"), ("ETCD_NAME", "b")], 1, "METASTORE_NAME");
     refuses(
         &[],
-        &[("ETCD_DISCOVERY_SRV", "example.com")],
+        &[("ETCD_DISCOVERY_FALLBACK", "proxy")],
         1,
-        "ETCD_DISCOVERY_SRV (--discovery-srv)",
+        "ETCD_DISCOVERY_FALLBACK (--discovery-fallback)",
     );
 }
 
 #[test]
 fn the_file_wins_and_names_its_key() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(&file, "discovery-srv: example.com\n").unwrap();
+    std::fs::write(&file, "batch-ops-max: 0\n").unwrap();
     let path = file.path().to_str().unwrap();
     refuses(
         &["--config-file", path, "--auth-token=simple"],
         &[],
         1,
-        "discovery-srv in the config file",
+        "batch-ops-max in the config file",
     );
     refuses(
         &[],
         &[("ETCD_CONFIG_FILE", path), ("ETCD_NAME", "x")],
         1,
-        "discovery-srv in the config file",
+        "batch-ops-max in the config file",
     );
 }
 

@@ -63,13 +63,6 @@ pub(crate) async fn begin(
             is_first: false,
         });
     }
-    let others = |members: &InitialMembers| -> Vec<PeerUrl> {
-        let others = members.iter().filter(|(name, _)| **name != config.name);
-        others
-            .flat_map(|(_, urls)| urls)
-            .filter_map(|url| url.parse().ok())
-            .collect()
-    };
     let identity = |cluster_id, member_id| Identity {
         cluster_id,
         member_id,
@@ -83,7 +76,9 @@ pub(crate) async fn begin(
             ));
         }
         let own = (config.name.as_str(), &config.initial_members);
-        let (members, member_id) = ask_for_members(&others(&config.initial_members), own, settings, tls).await?;
+        let others = config.initial_members.iter().filter(|(name, _)| **name != config.name);
+        let urls = parsed(others.flat_map(|(_, urls)| urls));
+        let (members, member_id) = ask_for_members(&urls, own, settings, tls).await?;
         return Ok(Beginning {
             identity: identity(members.cluster_id, member_id),
             founders: Vec::new(),
@@ -91,17 +86,11 @@ pub(crate) async fn begin(
             is_first: true,
         });
     }
-    let (founders, cluster_id) = match &config.discovery {
-        Some(discovery) => discover(config, discovery).await?,
-        None => founders(config),
-    };
-    let members: InitialMembers = founders
-        .iter()
-        .map(|member| (member.name.clone(), member.peer_urls.clone()))
-        .collect();
+    let (founders, cluster_id) = found_members(config).await?;
     let member_id = identity::member_id(&config.initial_members[&config.name], &config.cluster_token);
     // A member whose data was lost must not begin anew under the same id: what it voted for is forgotten.
-    let urls = others(&members);
+    let others = founders.iter().filter(|member| member.id != member_id);
+    let urls = parsed(others.flat_map(|member| &member.peer_urls));
     let answers = futures::future::join_all(urls.iter().map(|url| ask_one(url, settings, tls))).await;
     for answer in answers {
         // One whose release does not get along with this one may know of a member that lost its data, and cannot be asked.
@@ -123,12 +112,22 @@ pub(crate) async fn begin(
     })
 }
 
+fn parsed<'a>(urls: impl Iterator<Item = &'a String>) -> Vec<PeerUrl> {
+    urls.filter_map(|url| url.parse().ok()).collect()
+}
+
+/// The members that a new cluster begins with, in order of their ids, and the cluster's id; by a discovery service, if
+/// there is one.
+pub(crate) async fn found_members(config: &ServerConfig) -> Result<(Vec<Member>, u64), ServeError> {
+    match &config.discovery {
+        Some(discovery) => discover(config, discovery).await,
+        None => Ok(founders(config)),
+    }
+}
+
 /// Registers this member with a discovery service; returns the members that the new cluster begins with, in order of
 /// their ids, and the cluster's id.
-pub(crate) async fn discover(
-    config: &ServerConfig,
-    discovery: &DiscoveryOptions,
-) -> Result<(Vec<Member>, u64), ServeError> {
+async fn discover(config: &ServerConfig, discovery: &DiscoveryOptions) -> Result<(Vec<Member>, u64), ServeError> {
     tracing::info!("Bootstrapping cluster using v3 discovery.");
     let urls = &config.initial_members[&config.name];
     let member_id = identity::member_id(urls, &config.cluster_token);
@@ -140,7 +139,13 @@ pub(crate) async fn discover(
 
 /// The members that a new cluster begins with, in order of their ids, and the cluster's id.
 fn founders(config: &ServerConfig) -> (Vec<Member>, u64) {
-    first_members(&config.initial_members, &config.cluster_token)
+    let (mut founders, cluster_id) = first_members(&config.initial_members, &config.cluster_token);
+    if config.srv.is_some() {
+        // DNS names hosts. A name that only its member knows must not be in the first entries, which are the same on all;
+        // each member tells its own when it is published.
+        founders.iter_mut().for_each(|member| member.name.clear());
+    }
+    (founders, cluster_id)
 }
 
 /// The members that a new cluster of these begins with, in order of their ids, and the cluster's id.

@@ -5,7 +5,7 @@
 //! - [`serve`] opens the data directory and the sockets, and runs until it is told to stop.
 //! - `peer` carries messages, questions and snapshots between members.
 //! - [`restore`] makes a data directory from a backup.
-//! - [`discovery`] finds the first members of a cluster through another one.
+//! - [`discovery`] finds the first members of a cluster through another one, [`srv`] by DNS.
 //! - [`identity`] computes who a member is.
 //! - [`metrics`] counts.
 //! - [`auth`] knows who clients are.
@@ -39,6 +39,7 @@ mod raft_log_bridge;
 pub mod restore;
 pub mod serve;
 mod snapshot;
+pub mod srv;
 mod store;
 pub mod tls;
 mod variables;
@@ -51,6 +52,7 @@ pub use bootstrap::InitialMembers;
 pub use discovery::DiscoveryOptions;
 pub use node::{FailureHandler, Node, NodeConfig, StartError};
 pub use serve::{Address, EngineConfig, Listen, ServeError, ServerConfig, run};
+pub use srv::SrvOptions;
 pub use store::NodeStore;
 
 // What a configuration is made of, wherever it is defined.

@@ -26,6 +26,7 @@ use crate::metrics::{Metrics, MetricsOptions};
 use crate::node::{FailureHandler, Node, NodeConfig, StartError};
 use crate::otlp::{Tracing, TracingOptions};
 use crate::peer::{self, PeerUrl, Transport};
+use crate::srv::{self, SrvOptions};
 use crate::tls::{self, Prefixed, TlsClient, TlsError, TlsOptions, TlsServer};
 use crate::variables;
 
@@ -102,6 +103,8 @@ pub struct ServerConfig {
     /// Where the members of a new cluster are to be found, if `initial_members` names this one alone. The token is then
     /// the cluster's.
     pub discovery: Option<DiscoveryOptions>,
+    /// Where DNS names the members at this member's first start, if `initial_members` names this one alone.
+    pub srv: Option<SrvOptions>,
     /// Whether this member is to go on alone, without the others of its cluster.
     pub force_new_cluster: bool,
     /// The cluster's token: part of its identity.
@@ -289,6 +292,11 @@ pub fn run(
         let client_config = client.config_source();
         peer_tls.client = Some(Arc::new(move || Ok(client_config())));
     }
+    if data_dir.identity().is_none()
+        && let Some(options) = &config.srv
+    {
+        config.initial_members = peer_runtime.block_on(find_by_dns(&config, options))?;
+    }
     let begin = bootstrap::begin(&config, kind, data_dir.identity(), &peers, &peer_tls);
     let mut beginning = peer_runtime.block_on(begin)?;
     if beginning.is_first {
@@ -315,21 +323,24 @@ pub fn run(
     // The log first: where it is damaged the engine's files stay as they are.
     let log = Arc::new(RaftEngineLog::open(data_dir.raft_dir(), &RaftLogOptions::default())?);
     let raft_dir = data_dir.raft_dir().to_path_buf();
-    if let Some(discovery) = &config.discovery
-        && !beginning.is_first
-    {
+    if !beginning.is_first && (config.discovery.is_some() || config.srv.is_some()) {
         if log.last_index() > 0 {
-            tracing::warn!(
-                "wal-dir" = %raft_dir.display(),
-                "discovery token is ignored since cluster already initialized; valid logs are found"
-            );
+            if config.discovery.is_some() {
+                tracing::warn!(
+                    "wal-dir" = %raft_dir.display(),
+                    "discovery token is ignored since cluster already initialized; valid logs are found"
+                );
+            }
         } else if beginning.founders.is_empty() && !config.join {
             // A crash came between the identity and the log's first entries, which the flags alone do not tell.
-            let discover = bootstrap::discover(&config, discovery);
-            let (founders, cluster_id) = peer_runtime.block_on(discover)?;
+            if let Some(options) = &config.srv {
+                config.initial_members = peer_runtime.block_on(find_by_dns(&config, options))?;
+            }
+            let found = bootstrap::found_members(&config);
+            let (founders, cluster_id) = peer_runtime.block_on(found)?;
             if cluster_id != beginning.identity.cluster_id {
                 return Err(ServeError::Bootstrap(format!(
-                    "the discovery service names the members of cluster {cluster_id:x}, and the data directory belongs to {:x}; it holds no data yet, so remove it",
+                    "what was discovered are the members of cluster {cluster_id:x}, and the data directory belongs to {:x}; it holds no data yet, so remove it",
                     beginning.identity.cluster_id
                 )));
             }
@@ -495,6 +506,11 @@ pub fn run(
     peer_runtime.shutdown_timeout(Duration::from_millis(500));
     tracing::info!("stopped");
     Ok(())
+}
+
+async fn find_by_dns(config: &ServerConfig, options: &SrvOptions) -> Result<InitialMembers, ServeError> {
+    let found = srv::find(options, &config.name, &config.initial_members[&config.name]).await;
+    found.map_err(ServeError::Bootstrap)
 }
 
 /// Shares out the file descriptors that the process may have. Returns a permit for each connection of a client.

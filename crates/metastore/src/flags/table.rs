@@ -100,7 +100,6 @@ pub struct Flag {
     pub status: Status,
 }
 
-const SRV: Status = Status::Refused("discovery of a cluster's members by DNS comes later");
 const BBOLT: Status = Status::NoEffect("it tunes a storage file that MetaStore does not have");
 const CHECKS: Status = Status::NoEffect("members compare their states all the time");
 
@@ -230,8 +229,10 @@ pub const FLAGS: &[Flag] = &[
     flag(Clustering, "raft-appends-inflight-max", NUMBER, "2", "writes", Works, "Most writes of the Raft log under way at once; while they are, proposals gather."),
     flag(Clustering, "raft-forwards-inflight-max", NUMBER, "8", "batches", Works, "Most batches under way from a follower to the leader."),
     flag(Clustering, "downgrade-check-time", Duration, "5s", "", NoEffect("there is no older release to go back to yet"), "Time between two checks of a downgrade."),
-    flag(Clustering, "discovery-srv", Text, "", "", SRV, "DNS domain whose SRV records name the members."),
-    flag(Clustering, "discovery-srv-name", Text, "", "", SRV, "Suffix of the DNS service name."),
+    flag(Clustering, "discovery-srv", Text, "", "", Works,
+        "DNS domain whose SRV records name the members at the first start: _etcd-server-ssl._tcp for https, _etcd-server._tcp for http."),
+    flag(Clustering, "discovery-srv-name", Text, "", "", Works,
+        "What follows those services' names after a dash, where a domain has several clusters."),
     flag(Clustering, "discovery-token", Text, "", "", Works,
         "The new cluster's name at the discovery service, and its token."),
     flag(Clustering, "discovery-endpoints", List, "", "", Works,
