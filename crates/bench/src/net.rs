@@ -4,5 +4,7 @@ pub(crate) mod channel;
 pub(crate) mod endpoint;
 pub(crate) mod failure;
 pub(crate) mod grpc;
+mod headers;
+mod http2;
 pub(crate) mod metrics;
 pub(crate) mod security;

@@ -1,16 +1,15 @@
 //! One HTTP/2 connection to a server, made again whenever it is lost.
 //!
-//! All of a channel lives on one thread, so nothing here is locked (the h2 library's own lock never waits).
+//! All of a channel lives on one thread, so nothing here is locked.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future as _, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use h2::client::{ResponseFuture, SendRequest};
-use h2::{RecvStream, SendStream};
-use http::{HeaderMap, HeaderValue, Request, Uri};
 use prost::Message;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -19,15 +18,11 @@ use tokio::task::spawn_local;
 
 use super::endpoint::Endpoint;
 use super::failure::{Failure, Kind, UNAUTHENTICATED};
-use super::grpc::{Deframer, Method, frame, outcome};
+use super::grpc::{Deframer, Method, frame};
+use super::http2::{Call, Connection};
 use super::security::Security;
 use crate::proto::{AuthenticateRequest, AuthenticateResponse};
 
-/// What a stream, and what a connection, may have on the way to us, in bytes: enough never to hold a server back.
-const STREAM_WINDOW: u32 = 16 << 20;
-const CONNECTION_WINDOW: u32 = 256 << 20;
-/// Largest HTTP/2 frame we take, in bytes.
-const FRAME_BYTES_MAX: u32 = 1 << 20;
 /// Pauses between attempts to connect: the first, doubled up to the last.
 const BACKOFF_FIRST: Duration = Duration::from_millis(10);
 const BACKOFF_LAST: Duration = Duration::from_secs(1);
@@ -38,14 +33,12 @@ pub(crate) struct Channel {
     security: Security,
     /// How long a call may take.
     timeout: Duration,
-    uris: [Uri; Method::ALL.len()],
-    headers: RefCell<HeaderMap>,
-    sender: RefCell<Option<SendRequest<Bytes>>>,
+    connection: RefCell<Option<Rc<Connection>>>,
     /// Why there is no connection, while there is none.
     why: RefCell<String>,
-    /// Told when `sender` is set.
+    /// Told when `connection` is set.
     connected: Notify,
-    /// Told when a call found the connection unusable and took `sender` away.
+    /// Told when a call found the connection unusable and took it away.
     lost: Notify,
     /// Counts connections, so that a call which outlived its connection does not end the next.
     generation: Cell<u64>,
@@ -55,24 +48,11 @@ pub(crate) struct Channel {
 impl Channel {
     /// Connects, and from then on connects again by itself. Must be called within a `LocalSet`.
     pub(crate) async fn open(endpoint: Endpoint, security: Security, timeout: Duration) -> Result<Rc<Self>, Failure> {
-        let uris = Method::ALL.map(|method| {
-            Uri::builder()
-                .scheme(endpoint.scheme())
-                .authority(endpoint.authority())
-                .path_and_query(method.path())
-                .build()
-                .expect("the endpoint was parsed as a URI")
-        });
-        let mut headers = HeaderMap::new();
-        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
-        headers.insert("te", HeaderValue::from_static("trailers"));
         let channel = Rc::new(Channel {
             endpoint,
             security,
             timeout,
-            uris,
-            headers: RefCell::new(headers),
-            sender: RefCell::default(),
+            connection: RefCell::default(),
             why: RefCell::default(),
             connected: Notify::new(),
             lost: Notify::new(),
@@ -104,9 +84,9 @@ impl Channel {
         answer: &mut impl Answer,
     ) -> Result<(), Failure> {
         let generation = self.generation.get();
-        let result = match tokio::time::timeout(self.timeout, self.exchange(method, request, answer)).await {
-            Ok(result) => result,
-            Err(_) => Err(self.timed_out()),
+        let result = match self.call(method, true).await {
+            Ok(call) => exchange(call, request, answer).await,
+            Err(failure) => Err(failure),
         };
         if let Err(failure) = &result {
             self.consider(failure, generation);
@@ -117,20 +97,12 @@ impl Channel {
     /// Opens a stream of messages both ways.
     pub(crate) async fn stream(self: &Rc<Self>, method: Method) -> Result<Stream, Failure> {
         let generation = self.generation.get();
-        let opening = async {
-            let (response, send) = self.request(method).await?;
-            Ok(Stream {
-                channel: Rc::clone(self),
-                send,
-                receive: Receive::Headers(response),
-                deframer: Deframer::default(),
-                generation: self.generation.get(),
-            })
-        };
-        let result = match tokio::time::timeout(self.timeout, opening).await {
-            Ok(result) => result,
-            Err(_) => Err(self.timed_out()),
-        };
+        let result = self.call(method, false).await.map(|call| Stream {
+            channel: Rc::clone(self),
+            call,
+            deframer: Deframer::default(),
+            generation: self.generation.get(),
+        });
         if let Err(failure) = &result {
             self.consider(failure, generation);
         }
@@ -138,7 +110,7 @@ impl Channel {
     }
 
     fn timed_out(&self) -> Failure {
-        if self.sender.borrow().is_none() {
+        if self.connection.borrow().is_none() {
             Failure::new(Kind::Connection, self.why.borrow())
         } else {
             Failure::new(Kind::Timeout, format_args!("no answer within {:?}", self.timeout))
@@ -149,45 +121,36 @@ impl Channel {
     fn consider(&self, failure: &Failure, generation: u64) {
         if matches!(failure.kind, Kind::Connection | Kind::Status(UNAUTHENTICATED))
             && generation == self.generation.get()
-            && self.sender.borrow_mut().take().is_some()
+            && let Some(connection) = self.connection.borrow_mut().take()
         {
+            connection.close(failure);
             failure.message.clone_into(&mut self.why.borrow_mut());
             self.lost.notify_one();
         }
     }
 
-    async fn exchange(&self, method: Method, request: Bytes, answer: &mut impl Answer) -> Result<(), Failure> {
-        let (response, mut send) = self.request(method).await?;
-        // If the server ended the stream already, its answer says why.
-        let _ = send.send_data(request, true);
-        let (head, mut body) = response.await?.into_parts();
-        check_http(head.status)?;
-        while let Some(chunk) = body.data().await {
-            let chunk = chunk?;
-            // Only a stream that is done with may refuse this, and then nobody waits for the capacity.
-            let _ = body.flow_control().release_capacity(chunk.len());
-            answer.take(chunk)?;
-        }
-        match body.trailers().await? {
-            Some(trailers) => outcome(&trailers),
-            None => outcome(&head.headers),
-        }
-    }
-
-    /// Sends a request's headers, as soon as there is a connection and the server lets us open a stream.
-    async fn request(&self, method: Method) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
-        let sender = loop {
-            let waiting = self.connected.notified();
-            if let Some(sender) = &*self.sender.borrow() {
-                break sender.clone();
-            }
-            waiting.await;
+    /// Begins a call, as soon as there is a connection and the server lets us.
+    async fn call(&self, method: Method, bounded: bool) -> Result<Call, Failure> {
+        let timeout = bounded.then_some(self.timeout);
+        let beginning = async {
+            let connection = loop {
+                let waiting = self.connected.notified();
+                if let Some(connection) = &*self.connection.borrow() {
+                    break Rc::clone(connection);
+                }
+                waiting.await;
+            };
+            connection.call(method, timeout).await
         };
-        let mut request = Request::new(());
-        *request.method_mut() = http::Method::POST;
-        *request.uri_mut() = self.uris[method as usize].clone();
-        request.headers_mut().clone_from(&self.headers.borrow());
-        Ok(sender.ready().await?.send_request(request, false)?)
+        let mut beginning = std::pin::pin!(beginning);
+        // Mostly there is nothing to wait for, and then no timer either.
+        if let Poll::Ready(result) = poll_fn(|context| Poll::Ready(beginning.as_mut().poll(context))).await {
+            return result;
+        }
+        match tokio::time::timeout(self.timeout, beginning).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timed_out()),
+        }
     }
 
     /// Makes the connection and, for a user, fetches a token over it. Returns the task that moves its bytes.
@@ -208,54 +171,42 @@ impl Channel {
             .await
             .map_err(|error| failed(&error))?;
         socket.set_nodelay(true).map_err(|error| failed(&error))?;
-        let mut settings = h2::client::Builder::new();
-        settings
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_frame_size(FRAME_BYTES_MAX)
-            .enable_push(false);
-        let (sender, driver) = match &self.security.tls {
+        let authority = self.endpoint.authority();
+        let (connection, driver) = match &self.security.tls {
             Some(tls) if self.endpoint.tls => {
                 let name = ServerName::try_from(self.endpoint.host.clone()).map_err(|error| failed(&error))?;
                 let connector = tokio_rustls::TlsConnector::from(Arc::clone(tls));
                 let socket = connector.connect(name, socket).await.map_err(|error| failed(&error))?;
-                let (sender, connection) = settings.handshake(socket).await.map_err(|error| failed(&error))?;
-                (sender, spawn_local(drive(connection)))
+                Connection::start(socket, true, authority)
             }
-            _ => {
-                let (sender, connection) = settings.handshake(socket).await.map_err(|error| failed(&error))?;
-                (sender, spawn_local(drive(connection)))
-            }
+            _ => Connection::start(socket, false, authority),
         };
-        *self.sender.borrow_mut() = Some(sender);
         if let Some((name, password)) = &self.security.user {
-            let request = AuthenticateRequest {
-                name: name.clone(),
-                password: password.clone(),
-            };
-            self.headers.borrow_mut().remove("token");
-            let mut answer = Whole::default();
-            let token = self
-                .exchange(Method::Authenticate, frame(&request, &mut BytesMut::new()), &mut answer)
-                .await
-                .and_then(|()| answer.message())
-                .and_then(|reply| {
-                    AuthenticateResponse::decode(reply).map_err(|error| Failure::new(Kind::Protocol, error))
-                })
-                .and_then(|reply| {
-                    HeaderValue::from_str(&reply.token).map_err(|error| Failure::new(Kind::Protocol, error))
-                });
+            let token = self.authenticate(&connection, name, password).await;
             match token {
-                Ok(token) => self.headers.borrow_mut().insert("token", token),
+                Ok(token) => connection.set_token(token),
                 Err(failure) => {
-                    *self.sender.borrow_mut() = None;
+                    connection.close(&failure);
                     return Err(failure);
                 }
-            };
+            }
         }
+        *self.connection.borrow_mut() = Some(connection);
         self.generation.set(self.generation.get() + 1);
         self.connected.notify_waiters();
         Ok(driver)
+    }
+
+    async fn authenticate(&self, connection: &Rc<Connection>, name: &str, password: &str) -> Result<String, Failure> {
+        let request = AuthenticateRequest {
+            name: name.to_owned(),
+            password: password.to_owned(),
+        };
+        let mut answer = Whole::default();
+        let call = connection.call(Method::Authenticate, Some(self.timeout)).await?;
+        exchange(call, frame(&request, &mut BytesMut::new()), &mut answer).await?;
+        let reply = AuthenticateResponse::decode(answer.message()?);
+        Ok(reply.map_err(|error| Failure::new(Kind::Protocol, error))?.token)
     }
 
     /// Connects again whenever the connection ends or will take no more calls; never returns.
@@ -264,12 +215,12 @@ impl Channel {
             tokio::select! {
                 // What calls the old connection still has run on until the server closes it.
                 () = self.lost.notified() => {
-                    if self.sender.borrow().is_some() {
+                    if self.connection.borrow().is_some() {
                         continue; // Said of a connection before this one.
                     }
                 }
                 _ = &mut driver => {
-                    if self.sender.borrow_mut().take().is_some() {
+                    if self.connection.borrow_mut().take().is_some() {
                         "the connection was lost".clone_into(&mut self.why.borrow_mut());
                     }
                 }
@@ -288,20 +239,13 @@ impl Channel {
     }
 }
 
-/// Moves a connection's bytes until it ends. Why it ended, its calls are told.
-async fn drive<T>(connection: h2::client::Connection<T, Bytes>)
-where
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
-    let _ = connection.await;
-}
-
-fn check_http(status: http::StatusCode) -> Result<(), Failure> {
-    if status == http::StatusCode::OK {
-        Ok(())
-    } else {
-        Err(Failure::new(Kind::Protocol, format_args!("HTTP status {status}")))
+/// Sends the request and takes the answer.
+async fn exchange(mut call: Call, request: Bytes, answer: &mut impl Answer) -> Result<(), Failure> {
+    call.send(request, true);
+    while let Some(chunk) = call.next().await? {
+        answer.take(chunk)?;
     }
+    Ok(())
 }
 
 /// Takes an answer's bytes as they come.
@@ -334,27 +278,20 @@ impl Answer for Whole {
     }
 }
 
-enum Receive {
-    Headers(ResponseFuture),
-    Body(RecvStream),
-}
-
 /// A call with messages both ways.
 pub(crate) struct Stream {
     channel: Rc<Channel>,
-    send: SendStream<Bytes>,
-    receive: Receive,
+    call: Call,
     deframer: Deframer,
     /// The connection it runs on.
     generation: u64,
 }
 
 impl Stream {
-    /// Sends one message. It waits in memory until the server's window takes it, so send no more than is answered.
-    pub(crate) fn send(&mut self, message: Bytes) -> Result<(), Failure> {
-        self.send
-            .send_data(message, false)
-            .map_err(|error| Failure::new(Kind::Reset, error))
+    /// Sends one message. It waits in memory until the server's window takes it, so send no more than is answered. That
+    /// it can't be sent any more, [`Stream::next`] says.
+    pub(crate) fn send(&mut self, message: Bytes) {
+        self.call.send(message, false);
     }
 
     /// The next message from the server, however long it takes; the end of the stream is a failure.
@@ -371,28 +308,9 @@ impl Stream {
             if let Some(message) = self.deframer.next()? {
                 return Ok(message);
             }
-            match &mut self.receive {
-                Receive::Headers(response) => {
-                    let (head, body) = response.await?.into_parts();
-                    check_http(head.status)?;
-                    if body.is_end_stream() {
-                        outcome(&head.headers)?;
-                    }
-                    self.receive = Receive::Body(body);
-                }
-                Receive::Body(body) => match body.data().await {
-                    Some(chunk) => {
-                        let chunk = chunk?;
-                        let _ = body.flow_control().release_capacity(chunk.len());
-                        self.deframer.push(chunk);
-                    }
-                    None => {
-                        if let Some(trailers) = body.trailers().await? {
-                            outcome(&trailers)?;
-                        }
-                        return Err(Failure::new(Kind::Reset, "the server ended the stream"));
-                    }
-                },
+            match self.call.next().await? {
+                Some(chunk) => self.deframer.push(chunk),
+                None => return Err(Failure::new(Kind::Reset, "the server ended the stream")),
             }
         }
     }

@@ -74,14 +74,3 @@ impl Failure {
         Failure { kind, message }
     }
 }
-
-impl From<h2::Error> for Failure {
-    fn from(error: h2::Error) -> Self {
-        let kind = if error.is_reset() {
-            Kind::Reset
-        } else {
-            Kind::Connection
-        };
-        Failure::new(kind, error)
-    }
-}

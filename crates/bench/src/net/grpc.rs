@@ -1,7 +1,6 @@
 //! gRPC's framing: one byte of flags and four of length before every message; the outcome in the trailers.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::HeaderMap;
 use prost::Message;
 
 use super::failure::{Failure, Kind};
@@ -117,19 +116,15 @@ impl Deframer {
     }
 }
 
-/// What the trailers say: success, or the server's code and message.
-pub(crate) fn outcome(trailers: &HeaderMap) -> Result<(), Failure> {
-    let Some(status) = trailers.get("grpc-status") else {
-        return Err(Failure::new(Kind::Protocol, "the answer ended without grpc-status"));
-    };
-    match status.as_bytes() {
-        b"0" => Ok(()),
-        digits => {
+/// What the trailers `grpc-status` and `grpc-message` say: success, or the server's code and message.
+pub(crate) fn outcome(status: Option<&[u8]>, message: &[u8]) -> Result<(), Failure> {
+    match status {
+        None => Err(Failure::new(Kind::Protocol, "the answer ended without grpc-status")),
+        Some(b"0") => Ok(()),
+        Some(digits) => {
             let code = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok());
-            let message = trailers.get("grpc-message").map(http::HeaderValue::as_bytes);
-            let message = String::from_utf8_lossy(message.unwrap_or_default()).into_owned();
             Err(match code {
-                Some(code) => Failure::new(Kind::Status(code), message),
+                Some(code) => Failure::new(Kind::Status(code), String::from_utf8_lossy(message)),
                 None => Failure::new(Kind::Protocol, "grpc-status is not a number"),
             })
         }
@@ -181,15 +176,10 @@ mod tests {
 
     #[test]
     fn outcomes() {
-        let trailers = |pairs: &[(&'static str, &str)]| -> HeaderMap {
-            pairs
-                .iter()
-                .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
-                .collect()
-        };
-        assert_eq!(outcome(&trailers(&[("grpc-status", "0")])), Ok(()));
-        let failure = outcome(&trailers(&[("grpc-status", "14"), ("grpc-message", "no leader")])).unwrap_err();
+        assert_eq!(outcome(Some(b"0"), b""), Ok(()));
+        let failure = outcome(Some(b"14"), b"no leader").unwrap_err();
         assert_eq!(failure.to_string(), "Unavailable: no leader");
-        assert_eq!(outcome(&trailers(&[])).unwrap_err().kind, Kind::Protocol);
+        assert_eq!(outcome(None, b"").unwrap_err().kind, Kind::Protocol);
+        assert_eq!(outcome(Some(b"x"), b"").unwrap_err().kind, Kind::Protocol);
     }
 }

@@ -104,7 +104,7 @@ impl KeepAliveActor {
                 .insert(self.client.channel.stream(Method::LeaseKeepAlive).await?),
         };
         let request = LeaseKeepAliveRequest { id: self.lease };
-        stream.send(frame(&request, &mut self.client.arena))?;
+        stream.send(frame(&request, &mut self.client.arena));
         let reply = LeaseKeepAliveResponse::decode(stream.next().await?)
             .map_err(|error| Failure::new(Kind::Protocol, error))?;
         if reply.ttl > 0 {

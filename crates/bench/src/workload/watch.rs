@@ -149,7 +149,7 @@ impl WatchStream {
             let request = WatchRequest {
                 create_request: Some(create),
             };
-            stream.send(frame(&request, &mut arena))?;
+            stream.send(frame(&request, &mut arena));
         }
         Ok(stream)
     }
