@@ -136,6 +136,7 @@ fn server_config(config: &Config) -> Result<ServerConfig, Failure> {
             let options = RocksOptions {
                 background_jobs: rocks.background_jobs,
                 write_buffer_bytes: rocks.write_buffer_bytes,
+                write_buffers_total_bytes: rocks.write_buffer_bytes.saturating_mul(2),
                 max_write_buffers: rocks.max_write_buffers,
                 target_file_bytes: rocks.target_file_bytes,
                 block_cache_bytes: rocks.block_cache_bytes,
