@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
+use tokio::time::Instant;
 
 use super::endpoint::Endpoint;
 use super::failure::{Failure, Kind, UNAUTHENTICATED};
@@ -84,7 +85,8 @@ impl Channel {
         answer: &mut impl Answer,
     ) -> Result<(), Failure> {
         let generation = self.generation.get();
-        let result = match self.call(method, true).await {
+        let deadline = Instant::now() + self.timeout;
+        let result = match self.call(method, deadline, true).await {
             Ok(call) => exchange(call, request, answer).await,
             Err(failure) => Err(failure),
         };
@@ -97,7 +99,8 @@ impl Channel {
     /// Opens a stream of messages both ways.
     pub(crate) async fn stream(self: &Rc<Self>, method: Method) -> Result<Stream, Failure> {
         let generation = self.generation.get();
-        let result = self.call(method, false).await.map(|call| Stream {
+        let deadline = Instant::now() + self.timeout;
+        let result = self.call(method, deadline, false).await.map(|call| Stream {
             channel: Rc::clone(self),
             call,
             deframer: Deframer::default(),
@@ -123,15 +126,16 @@ impl Channel {
             && generation == self.generation.get()
             && let Some(connection) = self.connection.borrow_mut().take()
         {
-            connection.close(failure);
+            connection.close(&Failure::new(Kind::Connection, &failure.message));
             failure.message.clone_into(&mut self.why.borrow_mut());
             self.lost.notify_one();
         }
     }
 
-    /// Begins a call, as soon as there is a connection and the server lets us.
-    async fn call(&self, method: Method, bounded: bool) -> Result<Call, Failure> {
-        let timeout = bounded.then_some(self.timeout);
+    /// Begins a call, as soon as there is a connection and the server lets us, which must be before the deadline. A
+    /// call that is bounded must also have ended by then.
+    async fn call(&self, method: Method, deadline: Instant, bounded: bool) -> Result<Call, Failure> {
+        let end = bounded.then_some((deadline, self.timeout));
         let beginning = async {
             let connection = loop {
                 let waiting = self.connected.notified();
@@ -140,14 +144,14 @@ impl Channel {
                 }
                 waiting.await;
             };
-            connection.call(method, timeout).await
+            connection.call(method, end).await
         };
         let mut beginning = std::pin::pin!(beginning);
         // Mostly there is nothing to wait for, and then no timer either.
         if let Poll::Ready(result) = poll_fn(|context| Poll::Ready(beginning.as_mut().poll(context))).await {
             return result;
         }
-        match tokio::time::timeout(self.timeout, beginning).await {
+        match tokio::time::timeout_at(deadline, beginning).await {
             Ok(result) => result,
             Err(_) => Err(self.timed_out()),
         }
@@ -203,7 +207,7 @@ impl Channel {
             password: password.to_owned(),
         };
         let mut answer = Whole::default();
-        let call = connection.call(Method::Authenticate, Some(self.timeout)).await?;
+        let call = connection.call(Method::Authenticate, None).await?;
         exchange(call, frame(&request, &mut BytesMut::new()), &mut answer).await?;
         let reply = AuthenticateResponse::decode(answer.message()?);
         Ok(reply.map_err(|error| Failure::new(Kind::Protocol, error))?.token)
