@@ -18,7 +18,6 @@ test: test-deps
 	cargo test --locked --workspace
 	scripts/robustness.sh
 
-SIM ?= --from $(shell date +%s)000
 sim: deps
 	cargo run --locked --release -p metastore-sim -- $(SIM) $(if $(DURATION),--time $(DURATION))
 

@@ -33,6 +33,7 @@ EDITS = [
     (MEMBER, " && self.applied >= self.alone_from", " && (@reads-locally-as-soon-as-alone@ || self.applied >= self.alone_from)"),
     (MEMBER, "if self.persisted_term == self.node.raft.term {", "if @speaks-of-a-term-that-is-not-on-disk@ || self.persisted_term == self.node.raft.term {"),
     (MEMBER, "self.incoming.lead(if self.persisted_term == term { term } else { 0 });", "self.incoming.lead(if @takes-batches-in-a-term-that-is-not-on-disk@ || self.persisted_term == term { term } else { 0 });"),
+    (LESSOR, "            self.revocations.insert(request, id);\n", "            self.revocations.insert(request, id);\n            if @the-end-of-a-lease-is-proposed-again-and-again@ { let lease = self.leases.get_mut(&id).expect(\"it is due\"); lease.due_ms = now_ms + 3_000; self.due.insert((lease.due_ms, id)); }\n"),
     # Bugs that were never there.
     (MEMBER, "messages.extend(ready.take_persisted_messages());", "let early = ready.take_persisted_messages(); if @acknowledges-before-persisted@ { self.send(early.clone(), effects); } messages.extend(early);"),
     (MEMBER, "if front.number > number && front.writes {", "if front.number > number + u64::from(@persists-out-of-turn@) && front.writes {"),
@@ -104,7 +105,7 @@ def main():
     if not arguments:
         sys.exit(__doc__)
     copy, arguments = arguments[0], arguments[1:]
-    seeds, builds, runs, wanted = "2000", True, True, []
+    seeds, builds, runs, wanted = "5000", True, True, []
     while arguments:
         argument = arguments.pop(0)
         if argument == "--seeds":

@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use api::LeaseId;
 use api::codec::LeaseCheckpoint;
+use api::{LeaseId, RequestId};
 use mvcc::LeaseChange;
 
-/// How long a revocation that was proposed may take before it is proposed again, in milliseconds.
+/// How long after a revocation came to nothing the next one is due, in milliseconds.
 const REVOKE_RETRY_MS: u64 = 3_000;
 
 /// How long a lease must have been left alone before what it has left is worth replicating, in milliseconds: half of its
@@ -23,6 +23,8 @@ pub struct Lessor {
     leases: HashMap<LeaseId, Lease>,
     /// When to look at which lease next: its end, or the retry of its revocation. Empty unless leading.
     due: BTreeSet<(u64, LeaseId)>,
+    /// Revocations that were handed out and are not known to have ended. Empty unless leading.
+    revocations: HashMap<RequestId, LeaseId>,
     /// When what a lease has left is to be replicated. Empty unless leading.
     checkpoints: BTreeSet<(u64, LeaseId)>,
     leading: bool,
@@ -35,8 +37,10 @@ struct Lease {
     remaining_s: i64,
     /// When it ends; meaningful while leading.
     ends_ms: u64,
-    /// When it is looked at: `ends_ms`, or later once its revocation was proposed.
+    /// When it is looked at: `ends_ms`, or later once a revocation came to nothing.
     due_ms: u64,
+    /// Its revocation that is under way: meanwhile it is not looked at.
+    revocation: Option<RequestId>,
     /// When what it has left is to be replicated.
     checkpoint_ms: u64,
     /// Whether a checkpoint was handed out that may not be applied yet.
@@ -79,6 +83,7 @@ impl Lessor {
                         remaining_s: remaining_ttl,
                         ends_ms,
                         due_ms: ends_ms,
+                        revocation: None,
                         checkpoint_ms: 0,
                         checkpointing: false,
                     },
@@ -92,6 +97,9 @@ impl Lessor {
                 if let Some(lease) = self.leases.remove(&id) {
                     self.due.remove(&(lease.due_ms, id));
                     self.checkpoints.remove(&(lease.checkpoint_ms, id));
+                    if let Some(request) = lease.revocation {
+                        self.revocations.remove(&request);
+                    }
                 }
             }
         }
@@ -147,6 +155,7 @@ impl Lessor {
         self.leading = true;
         self.due.clear();
         self.checkpoints.clear();
+        self.revocations.clear();
         for (&id, lease) in &mut self.leases {
             let left_s = if lease.remaining_s > 0 {
                 lease.remaining_s
@@ -155,6 +164,8 @@ impl Lessor {
             };
             lease.ends_ms = now_ms.saturating_add(seconds(left_s)).saturating_add(extension_ms);
             lease.due_ms = lease.ends_ms;
+            // Those of an earlier term of this member are refused, or have been.
+            lease.revocation = None;
             lease.checkpointing = false;
             self.due.insert((lease.due_ms, id));
             lease.checkpoint_ms = now_ms.saturating_add(lease.checkpoint_interval_ms());
@@ -169,6 +180,7 @@ impl Lessor {
         self.leading = false;
         self.due.clear();
         self.checkpoints.clear();
+        self.revocations.clear();
     }
 
     /// Whether this member watches over leases.
@@ -224,26 +236,57 @@ impl Lessor {
         leases.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Leases whose time is over, at most `count_max`; each comes again if it is not revoked in time.
-    pub fn expired(&mut self, now_ms: u64, count_max: usize) -> Vec<LeaseId> {
+    /// Revocations to propose, of leases whose time is over. None is handed out for a lease while one is under way, and no
+    /// more than `count_max` are under way in all: where commits are slow, more would only lengthen what waits, each of
+    /// them holding up the others. `next_id` names them.
+    pub fn expired(
+        &mut self,
+        now_ms: u64,
+        count_max: usize,
+        mut next_id: impl FnMut() -> RequestId,
+    ) -> Vec<(RequestId, LeaseId)> {
         let mut expired = Vec::new();
-        while expired.len() < count_max
+        while self.revocations.len() < count_max
             && let Some(&(due_ms, id)) = self.due.first()
             && due_ms <= now_ms
         {
             self.due.pop_first();
-            let lease = self.leases.get_mut(&id).expect("what is due exists");
-            lease.due_ms = now_ms.saturating_add(REVOKE_RETRY_MS);
-            self.due.insert((lease.due_ms, id));
-            expired.push(id);
+            let request = next_id();
+            self.leases.get_mut(&id).expect("what is due exists").revocation = Some(request);
+            self.revocations.insert(request, id);
+            expired.push((request, id));
         }
         expired
+    }
+
+    /// Something that was proposed was refused, or had no effect when it was applied. If it was a revocation, its lease
+    /// gets another one after a while. Every proposal of a leader ends so, or is applied, or outlives its leadership.
+    pub fn came_to_nothing(&mut self, request: RequestId, now_ms: u64) {
+        let Some(id) = self.revocations.remove(&request) else {
+            return;
+        };
+        let lease = self
+            .leases
+            .get_mut(&id)
+            .expect("a lease that is gone has no revocation");
+        lease.revocation = None;
+        lease.due_ms = now_ms.saturating_add(REVOKE_RETRY_MS);
+        self.due.insert((lease.due_ms, id));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Leases that are to be revoked. The revocation of each bears its number.
+    fn expired(lessor: &mut Lessor, now_ms: u64, count_max: usize) -> Vec<LeaseId> {
+        let due: Vec<_> = lessor.due.iter().map(|&(_, id)| id).collect();
+        let mut names = due.into_iter().map(|id| id as RequestId);
+        let expired = lessor.expired(now_ms, count_max, || names.next().expect("it is due"));
+        assert!(expired.iter().all(|&(request, id)| request == id as RequestId));
+        expired.into_iter().map(|(_, id)| id).collect()
+    }
 
     fn granted(id: LeaseId, ttl: i64) -> LeaseChange {
         LeaseChange::Granted {
@@ -261,17 +304,39 @@ mod tests {
         lessor.apply(granted(2, 5), 1_000);
         assert_eq!(lessor.time_to_live(1, 2_500), Some((5, 3)));
         assert_eq!(lessor.keep_alive(1, 4_000), Some(5));
-        assert_eq!(lessor.expired(5_999, 10), [0_i64; 0]);
-        assert_eq!(lessor.expired(6_000, 10), [2]);
+        assert_eq!(expired(&mut lessor, 5_999, 10), [0_i64; 0]);
+        assert_eq!(expired(&mut lessor, 6_000, 10), [2]);
         assert_eq!(lessor.keep_alive(2, 6_000), None, "its revocation is under way");
         assert_eq!(lessor.list(), [2, 1]);
-        // Proposed again only after a while.
-        assert_eq!(lessor.expired(8_999, 10), [0_i64; 0]);
-        assert_eq!(lessor.expired(9_000, 10), [1, 2]);
+        assert_eq!(expired(&mut lessor, 9_000, 10), [1]);
         lessor.apply(LeaseChange::Revoked { id: 1 }, 9_000);
         lessor.apply(LeaseChange::Revoked { id: 2 }, 9_000);
-        assert_eq!(lessor.expired(u64::MAX, 10), [0_i64; 0]);
+        assert_eq!(expired(&mut lessor, u64::MAX, 10), [0_i64; 0]);
         assert_eq!(lessor.time_to_live(1, 9_000), None);
+    }
+
+    #[test]
+    fn a_revocation_is_proposed_again_only_after_one_came_to_nothing() {
+        let mut lessor = Lessor::default();
+        lessor.lead(0, 0);
+        lessor.apply(granted(1, 5), 0);
+        assert_eq!(expired(&mut lessor, 5_000, 10), [1]);
+        assert_eq!(expired(&mut lessor, 1_000_000, 10), [0_i64; 0], "it is under way");
+        lessor.came_to_nothing(2, 1_000_000);
+        assert_eq!(expired(&mut lessor, 2_000_000, 10), [0_i64; 0], "that was another");
+        lessor.came_to_nothing(1, 2_000_000);
+        assert_eq!(lessor.keep_alive(1, 2_000_000), None, "its time is over all the same");
+        assert_eq!(expired(&mut lessor, 2_002_999, 10), [0_i64; 0]);
+        assert_eq!(expired(&mut lessor, 2_003_000, 10), [1]);
+        // What another term handed out is void.
+        lessor.follow();
+        lessor.came_to_nothing(1, 2_003_000);
+        assert_eq!(expired(&mut lessor, u64::MAX, 10), [0_i64; 0]);
+        lessor.lead(3_000_000, 1_000);
+        assert_eq!(expired(&mut lessor, 3_006_000, 10), [1]);
+        lessor.apply(LeaseChange::Revoked { id: 1 }, 3_006_000);
+        lessor.came_to_nothing(1, 3_006_000);
+        assert_eq!(expired(&mut lessor, u64::MAX, 10), [0_i64; 0]);
     }
 
     #[test]
@@ -287,13 +352,13 @@ mod tests {
             },
             0,
         );
-        assert_eq!(lessor.expired(u64::MAX, 10), [0_i64; 0], "followers end nothing");
+        assert_eq!(expired(&mut lessor, u64::MAX, 10), [0_i64; 0], "followers end nothing");
         lessor.lead(50_000, 1_000);
-        assert_eq!(lessor.expired(60_999, 10), [0_i64; 0]);
-        assert_eq!(lessor.expired(61_000, 10), [2]);
-        assert_eq!(lessor.expired(151_000, 10), [2, 1]);
+        assert_eq!(expired(&mut lessor, 60_999, 10), [0_i64; 0]);
+        assert_eq!(expired(&mut lessor, 61_000, 10), [2]);
+        assert_eq!(expired(&mut lessor, 151_000, 10), [1]);
         lessor.follow();
-        assert_eq!(lessor.expired(u64::MAX, 10), [0_i64; 0]);
+        assert_eq!(expired(&mut lessor, u64::MAX, 10), [0_i64; 0]);
     }
 
     #[test]
@@ -334,9 +399,12 @@ mod tests {
         for id in 1..=10 {
             lessor.apply(granted(id, 1), 0);
         }
-        assert_eq!(lessor.expired(1_000, 4).len(), 4);
-        assert_eq!(lessor.expired(1_000, 100).len(), 6);
-        assert_eq!(lessor.expired(1_000, 100).len(), 0);
+        assert_eq!(expired(&mut lessor, 1_000, 4), [1, 2, 3, 4]);
+        assert_eq!(expired(&mut lessor, 1_000, 4), [0_i64; 0], "so many are under way");
+        lessor.apply(LeaseChange::Revoked { id: 2 }, 1_000);
+        lessor.came_to_nothing(3, 1_000);
+        assert_eq!(expired(&mut lessor, 1_000, 4), [5, 6]);
+        assert_eq!(expired(&mut lessor, 4_000, 100), [7, 8, 9, 10, 3]);
     }
 
     #[test]

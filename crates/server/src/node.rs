@@ -56,7 +56,7 @@ use crate::work::{Again, Hands, Kind, Work};
 const APPLY_BYTES_MAX: usize = 8 << 20;
 /// How often leases are looked at (etcd: 500 ms).
 const LEASE_INTERVAL: Duration = Duration::from_millis(500);
-/// Most leases that are revoked in one look (etcd revokes up to 1000 a second).
+/// Most revocations of leases under way at once; with two looks a second, etcd's 1000 a second.
 const LEASE_REVOKES_MAX: usize = 500;
 /// Most leases that are checkpointed in one look.
 const LEASE_CHECKPOINTS_MAX: usize = 1000;
@@ -707,6 +707,7 @@ fn step<E: Engine, L: RaftLog>(
             Effect::ReadReady { id, index } => readable.push((id, index)),
             Effect::Reject { id, error } => {
                 shared.metrics.proposals_failed.fetch_add(1, Ordering::Relaxed);
+                shared.lessor.lock().came_to_nothing(id, shared.now_ms());
                 shared.pending.refuse(id, error);
             }
             Effect::Standing(standing) => take_standing(shared, standing),
@@ -1165,6 +1166,9 @@ fn apply_some<E: Engine>(
     }
     note_membership(shared, machine);
     check_quarantine(shared);
+    for reply in applied.replies.iter().filter(|reply| reply.result.is_err()) {
+        shared.lessor.lock().came_to_nothing(reply.id, shared.now_ms());
+    }
     // Before the replies: who has one finds the hash of a compaction, or waits for it.
     kept_hashes::begin(shared, applied.compactions, views);
     shared.pending.answer_all(applied.replies);
@@ -1231,13 +1235,13 @@ fn checkpoint_leases<E: Engine>(shared: &Shared<E>) {
         return;
     }
     let request = LeaseCheckpointRequest { checkpoints };
-    propose_unasked(shared, Action::LeaseCheckpoint(request), standing.term);
+    let id = shared.pending.next_id();
+    propose_unasked(shared, id, Action::LeaseCheckpoint(request), standing.term);
 }
 
 /// Proposes an operation that nobody waits for, and that makes sense for the leader of this term only unless that is 0. Should it get
 /// lost, its reason remains and it is proposed again.
-fn propose_unasked<E: Engine>(shared: &Shared<E>, action: Action, leader_term: u64) {
-    let id = shared.pending.next_id();
+fn propose_unasked<E: Engine>(shared: &Shared<E>, id: RequestId, action: Action, leader_term: u64) {
     let member = Caller::MEMBER;
     let operation = Operation::of_user(id, member.name.to_owned(), member.revision, action);
     shared.work.input(Input::Propose(Proposal {
@@ -1252,10 +1256,15 @@ fn revoke_expired<E: Engine>(shared: &Shared<E>) {
     if !standing.has_begun {
         return;
     }
-    let expired = shared.lessor.lock().expired(shared.now_ms(), LEASE_REVOKES_MAX);
-    for id in expired {
+    let next_id = || shared.pending.next_id();
+    let expired = shared
+        .lessor
+        .lock()
+        .expired(shared.now_ms(), LEASE_REVOKES_MAX, next_id);
+    for (request, id) in expired {
         shared.metrics.leases_expired.fetch_add(1, Ordering::Relaxed);
-        propose_unasked(shared, Action::LeaseRevoke(LeaseRevokeRequest { id }), standing.term);
+        let action = Action::LeaseRevoke(LeaseRevokeRequest { id });
+        propose_unasked(shared, request, action, standing.term);
     }
 }
 
@@ -1364,7 +1373,7 @@ fn upkeep_quota<E: Engine>(shared: &Shared<E>) {
             member_id: shared.member_id(),
             alarm: AlarmType::Nospace.into(),
         };
-        propose_unasked(shared, Action::Alarm(request), 0);
+        propose_unasked(shared, shared.pending.next_id(), Action::Alarm(request), 0);
     }
 }
 

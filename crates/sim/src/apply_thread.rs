@@ -186,6 +186,9 @@ impl World {
         for change in &applied.lease_changes {
             process.lessor.apply(*change, now_ms);
         }
+        if applied.member_changes.iter().any(|(_, carried_out)| *carried_out) {
+            self.aim_at_the_only_one(n);
+        }
         for digest in &applied.digests {
             self.history.digest(id, digest);
         }
@@ -201,6 +204,9 @@ impl World {
                 .map(|reply| (reply.id, reply.result))
                 .collect();
             self.history.results(id, entry.index, &results);
+            for (request, _) in results.iter().filter(|(_, result)| result.is_err()) {
+                self.came_to_nothing(n, *request);
+            }
             for (request, result) in &results {
                 self.answer(n, *request, result);
             }

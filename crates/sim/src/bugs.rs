@@ -60,6 +60,8 @@ pub enum Bug {
     LeaseTimeNotReset,
     /// Leases are kept alive by whoever thinks that it leads, without asking the others.
     KeepAliveUnconfirmed,
+    /// The lessor is not told of revocations that were refused or had no effect.
+    RevocationsStayUnderWay,
     /// Leases that come with a snapshot are not watched.
     InstallForgetsLessor,
     /// A watcher that resumes skips a revision.
@@ -125,6 +127,7 @@ impl Bug {
         Bug::RevokeInAnyTerm,
         Bug::LeaseTimeNotReset,
         Bug::KeepAliveUnconfirmed,
+        Bug::RevocationsStayUnderWay,
         Bug::InstallForgetsLessor,
         Bug::ResumeSkips,
         Bug::ResumeRepeats,

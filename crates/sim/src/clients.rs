@@ -87,6 +87,20 @@ impl World {
         self.at(self.now + PATIENCE, Event::GiveUp(client, id));
     }
 
+    /// Someone reads from a member, and does not wait for the answer.
+    pub(crate) fn someone_reads(&mut self, node: usize) {
+        if self.calm_since.is_some() || !self.answers(node) {
+            return;
+        }
+        let key = self.key();
+        let request = Request::Read(RangeRequest {
+            revision: 0,
+            ..self.range(key)
+        });
+        let who = self.somebody(node, &request);
+        self.ask(node, request, who);
+    }
+
     /// On whose behalf a client asks: somebody, as far as the member that it asks knows that auth is on, and of which
     /// revision its users and roles are.
     fn somebody(&mut self, node: usize, request: &Request) -> Who {

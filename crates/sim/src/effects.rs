@@ -95,6 +95,7 @@ impl World {
                         self.lease_news(entry.index);
                     }
                 }
+                self.aim_at_the_last_one(n, &entries);
                 self.trace.mix(&[21, entries.len() as u64]);
                 self.apply_job(n, ApplyJob::Entries(entries));
             }
@@ -154,6 +155,7 @@ impl World {
     pub(crate) fn reject(&mut self, n: usize, request: RequestId, error: Error) {
         let process = self.nodes[n].process.as_mut().expect("it just stepped");
         if let Request::Expire(..) | Request::Checkpoint(..) = self.history.op(request).request {
+            self.came_to_nothing(n, request);
             return self.history.refuse(request, error);
         }
         process.keep_alives.remove(&request);
@@ -226,6 +228,9 @@ impl World {
             if self.change_is_under_way() {
                 marks.push("leader change during a change of members");
             }
+        }
+        if standing.has_begun && !before.has_begun {
+            self.begun_since = self.now;
         }
         if before.role == Role::Leader && standing.role != Role::Leader && standing.term == before.term {
             marks.push("leader steps down in its own term");

@@ -284,7 +284,7 @@ impl World {
     }
 
     /// Clients that are about to ask for something ask a member that is in trouble.
-    fn gather(&mut self, n: usize) {
+    pub(crate) fn gather(&mut self, n: usize) {
         for client in self.clients.iter_mut().filter(|client| client.waits.is_none()) {
             client.node = n;
         }
@@ -480,6 +480,7 @@ impl World {
             }
             self.nodes[n].paused_until = 0;
             self.nodes[n].stalled_until = 0;
+            self.nodes[n].slow_until = 0;
             self.nodes[n].apply_stalled_until = 0;
             self.nodes[n].disk.log.mend_reads();
             self.nodes[n].disk.engine.mend_reads();

@@ -8,12 +8,15 @@ use replica::{Input, Proposal};
 
 use crate::auth::Who;
 use crate::bugs::Bug;
-use crate::history::{Request, violation};
+use crate::history::{End, Request, violation};
 use crate::world::{Event, World};
 use crate::{MS, Micros, SECOND};
 
 /// How long the end of a lease may take beyond its time: until someone looks, and the log has it.
 const LEASE_SLACK: Micros = 10 * SECOND;
+
+/// Most ends of leases that a member proposes at once, as the server has it.
+const REVOCATIONS_MAX: usize = 500;
 
 /// Most owners of leases that ask at once.
 const OWNERS_MAX: usize = 8;
@@ -28,6 +31,8 @@ pub struct Promise {
     pub until: Micros,
     /// Whose clocks said, for the log, what it has left.
     pub clocks: BTreeSet<usize>,
+    /// Its end as it was last proposed: by which member, in which of its lives, in which term.
+    pub ending: Option<(RequestId, (usize, u64, u64))>,
 }
 
 impl World {
@@ -51,16 +56,14 @@ impl World {
                         let ttl = grant.ttl as u64 * SECOND;
                         let until = op.invoked + self.shortest(ttl);
                         let since = op.invoked;
-                        let clocks = BTreeSet::new();
-                        self.leases.insert(
-                            grant.id,
-                            Promise {
-                                ttl,
-                                since,
-                                until,
-                                clocks,
-                            },
-                        );
+                        let promise = Promise {
+                            ttl,
+                            since,
+                            until,
+                            clocks: BTreeSet::new(),
+                            ending: None,
+                        };
+                        self.leases.insert(grant.id, promise);
                     }
                     Action::LeaseRevoke(revoke) => drop(self.leases.remove(&revoke.id)),
                     _ => {}
@@ -108,14 +111,18 @@ impl World {
     pub(crate) fn lease_overdue(&self) -> Option<String> {
         // Until then clients may have kept it alive without knowing whether they did.
         let clients_left = self.calm_since? + 11 * SECOND;
-        // How long the others may take to elect one is looked at elsewhere.
-        let is_led = (0..self.nodes.len()).any(|n| self.leads(n) && self.belongs(n));
-        if !is_led {
+        // How long the others may take to elect one, and that one to bring a quorum so far that its term can begin, is
+        // looked at elsewhere: leases have their full time from there.
+        let has_begun = |n: usize| {
+            let process = self.nodes[n].process.as_ref();
+            process.is_some_and(|process| process.standing.has_begun)
+        };
+        if !(0..self.nodes.len()).any(|n| has_begun(n) && self.belongs(n)) {
             return None;
         }
         self.leases.iter().find_map(|(id, promise)| {
             let slowest = 1.0 - self.scenario.skew;
-            let since = promise.since.max(self.leader_since).max(clients_left);
+            let since = promise.since.max(self.begun_since).max(clients_left);
             let due = since + ((promise.ttl + SECOND) as f64 / slowest) as Micros + LEASE_SLACK;
             (self.now > due).then(|| format!("lease {id} of {} s is alive still", promise.ttl / SECOND))
         })
@@ -128,9 +135,16 @@ impl World {
             return;
         };
         let standing = process.standing;
-        let expired = process.lessor.expired(now_ms, 500);
+        let mut names = self.history.requests() as RequestId + 1..;
+        let next_name = || names.next().expect("there is no end of them");
+        let expired = process.lessor.expired(now_ms, REVOCATIONS_MAX, next_name);
         let checkpoints = process.lessor.checkpoints(now_ms, 10);
-        let expired = expired.into_iter().map(|lease| Request::Expire(lease, standing.term));
+        for &(id, lease) in &expired {
+            self.check_is_first(n, life, id, lease);
+        }
+        let expired = expired
+            .into_iter()
+            .map(|(_, lease)| Request::Expire(lease, standing.term));
         let checkpoints = checkpoints
             .into_iter()
             .map(|checkpoint| Request::Checkpoint(checkpoint.id, checkpoint.remaining_ttl, standing.term));
@@ -152,6 +166,33 @@ impl World {
             self.input(n, Input::Propose(proposal));
         }
         self.at(self.now + 500 * MS, Event::Leases(n, life));
+    }
+
+    /// A member is about to propose the end of a lease: no such proposal of its is under way, or they would pile up where
+    /// commits are slow.
+    fn check_is_first(&mut self, n: usize, life: u64, id: RequestId, lease: LeaseId) {
+        let standing = self.nodes[n].process.as_ref().expect("it runs").standing;
+        let reign = (n, life, standing.term);
+        let Some(promise) = self.leases.get_mut(&lease) else {
+            return;
+        };
+        if let Some((before, _)) = promise.ending.replace((id, reign)).filter(|(_, of)| *of == reign) {
+            let op = self.history.op(before);
+            if op.end == End::Waiting && op.committed.is_none() {
+                violation!("the end of lease {lease} is proposed as {id}, while {before} is under way");
+            }
+            self.trace.mark("lease's end proposed again by the same leader");
+        }
+    }
+
+    /// What a member proposed was refused, or had no effect.
+    pub(crate) fn came_to_nothing(&mut self, n: usize, request: RequestId) {
+        if self.bug == Some(Bug::RevocationsStayUnderWay) {
+            return;
+        }
+        let now_ms = self.nodes[n].now_ms(self.now);
+        let process = self.nodes[n].process.as_mut().expect("it runs");
+        process.lessor.came_to_nothing(request, now_ms);
     }
 
     /// Owners of leases whose connections hung ask all at once, before the member hears anything else.

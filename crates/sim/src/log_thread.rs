@@ -1,5 +1,6 @@
 //! The thread that writes the Raft log and puts snapshots in place, as the server has it.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use api::Error;
@@ -15,6 +16,10 @@ use crate::history::violation;
 use crate::node::{ApplyJob, Install, LogJob, Writing};
 use crate::promises::check_trim;
 use crate::world::{Event, World};
+use crate::{MS, Micros};
+
+/// How long a sync of a slow disk takes: less than an election timeout.
+const SLOW_SYNC: Range<Micros> = 300 * MS..950 * MS;
 
 impl World {
     pub(crate) fn log_job(&mut self, n: usize, job: LogJob) {
@@ -101,6 +106,7 @@ impl World {
         let took = match &process.log_doing {
             None => return,
             Some(Writing::Append { sync: false, .. }) => self.rng.u64(1..50),
+            Some(_) if node.slow_until > self.now => self.rng.u64(SLOW_SYNC),
             Some(_) => self.rng.u64(self.scenario.sync.clone()),
         };
         let (life, stalled) = (process.life, node.stalled_until);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use metastore_sim::bugs::Bug;
 use metastore_sim::run::{self, Report};
@@ -17,25 +17,25 @@ const USAGE: &str = "usage: metastore-sim [options]
   --as-is        with --seed: print the timeline as it is
   --all          with --seed: heartbeats as well
   --lines N      how many of its last lines to print (default 400)
-  --from S       the first seed (default 1)
+  --from S       the first seed (default: 1 with --seeds or --mutants, else one that was not run before)
   --seeds N      how many seeds (default: no end)
   --time T       stop after so long: 90s, 10m, 2h
   --sizes A,B    only clusters that begin with so many members
   --jobs J       how many seeds at once (default: one a core)
   --keep-going   do not stop at the first finding
   --bug NAME     plant a deliberate bug
-  --mutants      plant one deliberate bug after the other; each must be found within --seeds seeds (default 2000)
+  --mutants      plant one deliberate bug after the other; each must be found within --seeds seeds (default 5000)
   --bugs         list the deliberate bugs";
 
 /// Seeds within which every deliberate bug must be found.
-const MUTANT_SEEDS: u64 = 2000;
+const MUTANT_SEEDS: u64 = 5000;
 
 #[derive(Clone)]
 struct Arguments {
     seed: Option<u64>,
     as_is: bool,
     detail: Detail,
-    from: u64,
+    from: Option<u64>,
     seeds: Option<u64>,
     time: Duration,
     sizes: Vec<usize>,
@@ -63,7 +63,7 @@ fn arguments() -> Result<Arguments, String> {
         seed: None,
         as_is: false,
         detail: Detail::Story,
-        from: 1,
+        from: None,
         seeds: None,
         time: Duration::MAX,
         sizes: Vec::new(),
@@ -83,7 +83,7 @@ fn arguments() -> Result<Arguments, String> {
             "--seed" => arguments.seed = Some(number(value()?)?),
             "--as-is" => arguments.as_is = true,
             "--all" => arguments.detail = Detail::Everything,
-            "--from" => arguments.from = number(value()?)?,
+            "--from" => arguments.from = Some(number(value()?)?),
             "--seeds" => arguments.seeds = Some(number(value()?)?),
             "--time" => {
                 let text = value()?;
@@ -106,6 +106,10 @@ fn arguments() -> Result<Arguments, String> {
                 let name = value()?;
                 arguments.bug = Some(Bug::of_name(&name).ok_or_else(|| format!("there is no bug {name}"))?);
             }
+            "--help" | "-h" => {
+                say(USAGE);
+                std::process::exit(0);
+            }
             "--bugs" => {
                 Bug::ALL.iter().for_each(|bug| say(&format!("{bug:?}")));
                 std::process::exit(0);
@@ -114,6 +118,18 @@ fn arguments() -> Result<Arguments, String> {
         }
     }
     Ok(arguments)
+}
+
+/// The first seed. A run without an end is to find what no run found before, so it begins where the clock says: a second
+/// has fewer seeds than numbers between two of its.
+fn first_seed(arguments: &Arguments) -> u64 {
+    arguments.from.unwrap_or_else(|| {
+        if arguments.mutants || arguments.seeds.is_some() {
+            return 1;
+        }
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        since.as_secs() * 10_000
+    })
 }
 
 fn say(text: &str) {
@@ -206,11 +222,11 @@ const PROGRESS: Duration = Duration::from_secs(10);
 /// Runs seeds on all cores until the seeds or the time are over, or something is found.
 fn run_many(arguments: &Arguments, talk: bool) -> Totals {
     let begun = Instant::now();
-    let (next, started, stop) = (
-        AtomicU64::new(arguments.from),
-        AtomicU64::new(0),
-        AtomicBool::new(false),
-    );
+    let first = first_seed(arguments);
+    if talk {
+        say(&format!("seeds from {first} on"));
+    }
+    let (next, started, stop) = (AtomicU64::new(first), AtomicU64::new(0), AtomicBool::new(false));
     let wanted = arguments.seeds.unwrap_or(u64::MAX);
     let totals = Mutex::new((Totals::default(), begun));
     std::thread::scope(|scope| {
@@ -273,7 +289,7 @@ fn mutants(arguments: &Arguments) -> bool {
                 let failure: String = failure.chars().take(150).collect();
                 say(&format!(
                     "{bug:?}: found after {} seeds, in seed {seed}, {took:.1} s: {failure}",
-                    seed - arguments.from + 1
+                    seed - first_seed(arguments) + 1
                 ));
             }
             None => {

@@ -34,6 +34,8 @@ pub struct Node {
     pub paused_until: Micros,
     /// Its disk takes no writes until then.
     pub stalled_until: Micros,
+    /// Its disk takes nearly an election timeout for a write until then.
+    pub slow_until: Micros,
     /// It applies nothing until then.
     pub apply_stalled_until: Micros,
     /// How long its clock takes for what others call a microsecond.

@@ -165,6 +165,7 @@ impl World {
         };
         node.paused_until = 0;
         node.stalled_until = 0;
+        node.slow_until = 0;
         node.apply_stalled_until = 0;
         self.trace.line(self.now, || {
             format!(

@@ -84,6 +84,8 @@ pub enum Event {
     CutOff(usize),
     /// Owners of leases have waited for a member that was paused, and ask it at once.
     Owners(usize),
+    /// Someone reads from a member that has just become the only one.
+    Reader(usize),
     /// A leader leads twice.
     Reigns(Reigns),
     /// A member is trusted again.
@@ -134,6 +136,8 @@ pub struct World {
     pub next_fault: u64,
     /// When the newest leader became one.
     pub leader_since: Micros,
+    /// When a leader's term last began: its first entry was applied.
+    pub begun_since: Micros,
     /// Whom a leader last asked to take over.
     pub invited: Option<MemberId>,
     /// When leadership was last handed over.
@@ -182,6 +186,7 @@ impl World {
             faults: 0,
             next_fault: 0,
             leader_since: 0,
+            begun_since: 0,
             invited: None,
             handed_over_at: None,
             restarted: false,
@@ -295,6 +300,7 @@ impl World {
             starts: 0,
             paused_until: 0,
             stalled_until: 0,
+            slow_until: 0,
             apply_stalled_until: 0,
             clock_rate: 1.0 + skew * (self.rng.f64() * 2.0 - 1.0),
             jumps: Vec::new(),
@@ -330,6 +336,7 @@ impl World {
             Event::Crash(n, life) => (19, *n, *life),
             Event::CutOff(n) => (20, *n, 0),
             Event::Owners(n) => (24, *n, 0),
+            Event::Reader(n) => (27, *n, 0),
             Event::Reigns(reigns) => (25, reigns.leader, reigns.stage),
             Event::Flushed(n, life) => (21, *n, *life),
             Event::Trust(n) => (22, *n, 0),
@@ -396,6 +403,7 @@ impl World {
                 self.cut_off(n, time);
             }
             Event::Owners(n) => self.owners_ask(n),
+            Event::Reader(n) => self.someone_reads(n),
             Event::Reigns(reigns) => self.reigns(reigns),
             Event::Trust(n) => self.quarantine(n, false),
             Event::Stop(n, life) => self.stop(n, life),
