@@ -3,8 +3,8 @@
 use api::auth::ROOT_USER;
 use api::codec::{Action, MemberAttributes, MemberAttributesRequest, MemberUpdate, encode_operation};
 use api::kv::{
-    AlarmAction, AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
-    LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, RequestOpKind, TargetUnion, TxnRequest,
+    AlarmAction, AlarmMember, AlarmRequest, AlarmType, CompactionRequest, Compare, DeleteRangeRequest,
+    LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, RequestOpKind, TargetUnion, TxnRequest,
 };
 use api::{Error, RequestId};
 use bytes::Bytes;
@@ -124,7 +124,7 @@ impl World {
         self.nodes[node].process.is_some() && self.nodes[node].paused_until <= self.now
     }
 
-    fn clients_are_done(&self) -> bool {
+    pub(crate) fn clients_are_done(&self) -> bool {
         self.calm_since.is_some_and(|since| self.now > since + 10 * SECOND)
     }
 
@@ -209,9 +209,9 @@ impl World {
         })
     }
 
-    /// A member says that its disk is full, and an operator that it is not.
+    /// A member says that its disk is full, or that its state is not that of others, and an operator that it is not so.
     fn about_alarms(&mut self) -> Action {
-        let on: Vec<u64> = self.history.model.alarms.iter().map(|alarm| alarm.member_id).collect();
+        let on: Vec<AlarmMember> = self.history.model.alarms.iter().copied().collect();
         let rng = &mut self.rng_clients;
         let action = match rng.u8(..6) {
             0 => AlarmAction::Get,
@@ -219,11 +219,44 @@ impl World {
             _ => AlarmAction::Deactivate,
         };
         let one_that_is_on = rng.choice(&on).copied().filter(|_| rng.u8(..4) > 0);
+        let AlarmMember { member_id, alarm } = one_that_is_on.unwrap_or_else(|| {
+            let member_id = rng.u64(..=self.nodes.len() as u64);
+            match rng.u8(..6) {
+                0 => AlarmMember {
+                    member_id,
+                    alarm: AlarmType::Corrupt as i32,
+                },
+                // Whoever cannot tell which member is odd accuses them all.
+                1 => AlarmMember {
+                    member_id: 0,
+                    alarm: AlarmType::Corrupt as i32,
+                },
+                _ => AlarmMember {
+                    member_id,
+                    alarm: AlarmType::Nospace as i32,
+                },
+            }
+        });
         Action::Alarm(AlarmRequest {
             action: action as i32,
-            member_id: one_that_is_on.unwrap_or_else(|| rng.u64(..=self.nodes.len() as u64)),
-            alarm: AlarmType::Nospace as i32,
+            member_id,
+            alarm,
         })
+    }
+
+    /// Clients have gone: the operator takes back what forbids that leases end.
+    pub(crate) fn end_doubts(&mut self) {
+        let leader = (0..self.nodes.len()).find(|&n| self.leads(n) && self.belongs(n));
+        let mut alarms = self.history.model.alarms.iter();
+        let doubt = alarms.find(|alarm| alarm.alarm() == AlarmType::Corrupt).copied();
+        if let (true, Some(leader), Some(doubt)) = (self.history.model.is_corrupt(), leader, doubt) {
+            let request = AlarmRequest {
+                action: AlarmAction::Deactivate as i32,
+                member_id: doubt.member_id,
+                alarm: doubt.alarm,
+            };
+            self.ask(leader, Request::Write(Box::new(Action::Alarm(request))), Who::member());
+        }
     }
 
     fn some_lease(&mut self) -> Option<i64> {
@@ -504,6 +537,7 @@ impl World {
 /// What users may not do is refused.
 pub(crate) fn mark_refusal(trace: &mut Trace, error: Option<&Error>) {
     match error {
+        Some(Error::Corrupt) => trace.mark("refused while the state is in doubt"),
         Some(Error::PermissionDenied) => trace.mark("permission denied"),
         Some(Error::AuthOldRevision) => trace.mark("users changed while a request was under way"),
         _ => {}

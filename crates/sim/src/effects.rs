@@ -91,6 +91,9 @@ impl World {
             }
             Effect::Apply(entries) => {
                 for entry in &entries {
+                    if self.history.model.is_corrupt() {
+                        self.doubted_until = now;
+                    }
                     if self.history.committed(id, entry) {
                         self.lease_news(entry.index);
                     }

@@ -501,6 +501,9 @@ impl World {
     /// Looks whether everything is well; says what is not once it should be.
     pub(crate) fn inspect(&mut self) {
         let since = self.calm_since.expect("inspections begin after the last fault");
+        if self.clients_are_done() {
+            self.end_doubts();
+        }
         let wrong = self.wrong();
         if let Some(overdue) = self.lease_overdue() {
             violation!("{overdue}");

@@ -120,11 +120,15 @@ impl World {
         if !(0..self.nodes.len()).any(|n| has_begun(n) && self.belongs(n)) {
             return None;
         }
+        if self.history.model.is_corrupt() {
+            return None;
+        }
         self.leases.iter().find_map(|(id, promise)| {
             let slowest = 1.0 - self.scenario.skew;
             let since = promise.since.max(self.begun_since).max(clients_left);
-            let due = since + ((promise.ttl + SECOND) as f64 / slowest) as Micros + LEASE_SLACK;
-            (self.now > due).then(|| format!("lease {id} of {} s is alive still", promise.ttl / SECOND))
+            let due = since + ((promise.ttl + SECOND) as f64 / slowest) as Micros;
+            let due = due.max(self.doubted_until);
+            (self.now > due + LEASE_SLACK).then(|| format!("lease {id} of {} s is alive still", promise.ttl / SECOND))
         })
     }
 

@@ -204,7 +204,11 @@ impl Model {
 
     /// Carries out an operation of the log entry at an index.
     pub fn apply(&mut self, index: RaftIndex, header: &OperationHeader, action: &Action) -> Result<Outcome, Error> {
-        if !self.alarms.is_empty() && takes_space(action) {
+        if self.is_corrupt() && touches_keys_or_leases(action) {
+            return Err(Error::Corrupt);
+        }
+        let mut kinds = self.alarms.iter().map(AlarmMember::alarm);
+        if kinds.any(|kind| kind == AlarmType::Nospace) && takes_space(action) {
             return Err(Error::NoSpace);
         }
         self.auth.authorize(header, action, &|lease| self.attached(lease))?;
@@ -299,10 +303,13 @@ impl Model {
             Action::Alarm(request) => {
                 let alarm = AlarmMember {
                     member_id: request.member_id,
-                    alarm: AlarmType::Nospace as i32,
+                    alarm: request.alarm,
                 };
                 let changed: Vec<AlarmMember> = match request.action() {
-                    AlarmAction::Get => self.alarms.iter().copied().collect(),
+                    AlarmAction::Get => {
+                        let of_kind = self.alarms.iter().filter(|other| other.alarm == alarm.alarm);
+                        of_kind.copied().collect()
+                    }
                     AlarmAction::Activate => {
                         self.alarms.insert(alarm);
                         vec![alarm]
@@ -316,6 +323,19 @@ impl Model {
             }
             about_users => Arc::make_mut(&mut self.auth).apply(index, about_users, self.seen.revision),
         }
+    }
+
+    /// Whether as many voters are said to hold something else than the others as make it unknown who is right, or all are.
+    pub fn is_corrupt(&self) -> bool {
+        let is_accused = |id: MemberId| {
+            self.alarms.contains(&AlarmMember {
+                member_id: id,
+                alarm: AlarmType::Corrupt as i32,
+            })
+        };
+        let voters: Vec<MemberId> = self.members.voters().collect();
+        let accused = voters.iter().filter(|&&id| is_accused(id)).count();
+        is_accused(0) || (!voters.is_empty() && 2 * (voters.len() - accused) <= voters.len())
     }
 
     fn is_taken(&self, urls: &[String], except: MemberId) -> bool {
@@ -494,6 +514,15 @@ impl Model {
             return compare.target != CompareTarget::Value as i32 && satisfies(compare, &KeyValue::default());
         }
         kvs.iter().all(|kv| satisfies(compare, kv))
+    }
+}
+
+/// Whether doubt about the state forbids an operation.
+fn touches_keys_or_leases(action: &Action) -> bool {
+    match action {
+        Action::Put(_) | Action::DeleteRange(_) | Action::Txn(_) | Action::Compact(_) => true,
+        Action::LeaseGrant(_) | Action::LeaseRevoke(_) => true,
+        _ => false,
     }
 }
 

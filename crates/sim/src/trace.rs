@@ -51,6 +51,7 @@ pub const MARKS: &[&str] = &[
     "read index across leaders",
     "reads without asking anybody",
     "refused to start",
+    "refused while the state is in doubt",
     "removed member stopped",
     "serializable read of the past",
     "snapshot installed",

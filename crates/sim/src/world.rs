@@ -126,6 +126,8 @@ pub struct World {
     pub watchers: Vec<Watcher>,
     /// What was promised about leases.
     pub leases: BTreeMap<LeaseId, Promise>,
+    /// Until when the state was in doubt, so that no lease could end.
+    pub doubted_until: Micros,
     /// The operator's changes of members.
     pub changes: Vec<RequestId>,
     /// The member whose disk was lost, or is known to be damaged: it is to be replaced.
@@ -181,6 +183,7 @@ impl World {
             clients: Vec::new(),
             watchers: Vec::new(),
             leases: BTreeMap::new(),
+            doubted_until: 0,
             changes: Vec::new(),
             wiped: None,
             faults: 0,
