@@ -12,7 +12,8 @@ use crate::history::{End, Request, violation};
 use crate::world::{Event, World};
 use crate::{MS, Micros, SECOND};
 
-/// How long the end of a lease may take beyond its time: until someone looks, and the log has it.
+/// How long the end of a lease may take beyond its time: until someone looks, and the log has it. It counts from when the
+/// lease before it ended: how many a log takes in that time depends on the world, but it takes them one after the other.
 const LEASE_SLACK: Micros = 10 * SECOND;
 
 /// Most ends of leases that a member proposes at once, as the server has it.
@@ -86,6 +87,7 @@ impl World {
                             (promise.until - self.now) / MS
                         );
                     }
+                    self.lease_ended_at = self.now;
                     self.trace.mark("lease ended");
                     if self.now < self.leader_since + promise.ttl + 3 * SECOND {
                         self.trace.mark("lease ended soon after a leader change");
@@ -127,7 +129,7 @@ impl World {
             let slowest = 1.0 - self.scenario.skew;
             let since = promise.since.max(self.begun_since).max(clients_left);
             let due = since + ((promise.ttl + SECOND) as f64 / slowest) as Micros;
-            let due = due.max(self.doubted_until);
+            let due = due.max(self.doubted_until).max(self.lease_ended_at);
             (self.now > due + LEASE_SLACK).then(|| format!("lease {id} of {} s is alive still", promise.ttl / SECOND))
         })
     }

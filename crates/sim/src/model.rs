@@ -519,11 +519,15 @@ impl Model {
 
 /// Whether doubt about the state forbids an operation.
 fn touches_keys_or_leases(action: &Action) -> bool {
-    match action {
-        Action::Put(_) | Action::DeleteRange(_) | Action::Txn(_) | Action::Compact(_) => true,
-        Action::LeaseGrant(_) | Action::LeaseRevoke(_) => true,
-        _ => false,
-    }
+    matches!(
+        action,
+        Action::Put(_)
+            | Action::DeleteRange(_)
+            | Action::Txn(_)
+            | Action::Compact(_)
+            | Action::LeaseGrant(_)
+            | Action::LeaseRevoke(_)
+    )
 }
 
 /// Whether a full disk forbids an operation.

@@ -126,6 +126,8 @@ pub struct World {
     pub watchers: Vec<Watcher>,
     /// What was promised about leases.
     pub leases: BTreeMap<LeaseId, Promise>,
+    /// When a lease last ended because its time was over.
+    pub lease_ended_at: Micros,
     /// Until when the state was in doubt, so that no lease could end.
     pub doubted_until: Micros,
     /// The operator's changes of members.
@@ -183,6 +185,7 @@ impl World {
             clients: Vec::new(),
             watchers: Vec::new(),
             leases: BTreeMap::new(),
+            lease_ended_at: 0,
             doubted_until: 0,
             changes: Vec::new(),
             wiped: None,
