@@ -34,8 +34,8 @@ fn findings(seeds: impl IntoIterator<Item = u64>, bug: Option<Bug>) -> Vec<Strin
 /// Seeds that find a real bug if it comes back: those of the first list of `mutants.py`, and where the bugs were found
 /// first. Any change of the simulator makes other worlds of them; then `mutants.py` says which seeds find them now.
 const REGRESSIONS: &[u64] = &[
-    2, 24, 52, 95, 210, 603, 695, 1955, 45012, 49090, 61825, 63854, 68989, 69505, 72096, 1115902, 5029180, 6015645,
-    6015904, 6021826,
+    2, 11, 15, 21, 24, 25, 37, 52, 69, 95, 138, 210, 603, 695, 788, 1607, 1955, 2765, 2956, 3511, 4113, 45012, 49090,
+    61825, 63854, 68989, 69505, 72096, 1115902, 5029180, 6015645, 6015904, 6021826, 10018259, 10032795, 10040441,
 ];
 
 #[test]
