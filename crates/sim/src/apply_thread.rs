@@ -139,7 +139,17 @@ impl World {
             let keys = self.rng.usize(1..20);
             match process.machine.compact_step(keys) {
                 Ok(CompactionProgress::Going { .. }) => {}
-                Ok(CompactionProgress::Idle | CompactionProgress::Done { .. }) => process.compaction_due = false,
+                Ok(CompactionProgress::Idle | CompactionProgress::Done { .. }) => {
+                    process.compaction_due = false;
+                    let reader = process.machine.reader();
+                    let (dropped, hidden) = (reader.compacted_physically(), reader.compacted());
+                    if dropped != hidden {
+                        violation!(
+                            "member {} has nothing to compact, but dropped only what is before {dropped} of {hidden}",
+                            n + 1
+                        );
+                    }
+                }
                 Err(_) if self.engine_failed(n) => self.stop_on_disk_error(n),
                 Err(error) => violation!("member {} cannot compact: {error}", n + 1),
             }
