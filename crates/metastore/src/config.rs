@@ -928,7 +928,7 @@ mod tests {
         };
         assert_eq!(
             (rocks.block_cache_bytes, rocks.write_buffer_bytes),
-            (128 << 20, 32 << 20)
+            (128 << 20, 64 << 20)
         );
         assert_eq!((rocks.compression, rocks.wal), (Compression::Lz4, false));
         assert_eq!(config.watch_progress_interval, Duration::from_secs(600));

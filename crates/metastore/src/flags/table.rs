@@ -181,7 +181,7 @@ pub const FLAGS: &[Flag] = &[
     flag(Engine, "storage", Choice(&["rocksdb", "memory"]), "rocksdb", "", Works,
         "What holds the data: rocksdb, or memory with snapshots on disk. Both are durable: the Raft log is on disk either way."),
     flag(Engine, "rocksdb-background-jobs", U32, "4", "threads", Works, "Most flushes and compactions of RocksDB at a time."),
-    flag(Engine, "rocksdb-write-buffer-bytes", Bytes, "32MiB", "bytes", Works, "Size of one write buffer. A put fills two, so they are flushed when all together have twice as much."),
+    flag(Engine, "rocksdb-write-buffer-bytes", Bytes, "64MiB", "bytes", Works, "Size of one write buffer. A put fills two, so they are flushed when all together have twice as much."),
     flag(Engine, "rocksdb-max-write-buffers", U32, "3", "buffers", Works, "Most write buffers, full ones included, per column family."),
     flag(Engine, "rocksdb-target-file-bytes", Bytes, "64MiB", "bytes", Works, "Size of a table file at the lowest level."),
     flag(Engine, "rocksdb-block-cache-bytes", Bytes, "128MiB", "bytes", Works, "Memory for uncompressed blocks, index and filter blocks included."),

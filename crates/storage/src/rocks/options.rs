@@ -29,12 +29,13 @@ pub enum Compression {
 pub struct RocksOptions {
     /// Threads for flushes and compactions together, at least 2. Default 4.
     pub background_jobs: u32,
-    /// Bytes of one family's write buffer, after which all families are flushed together. Default 32 MiB: twice as
-    /// much writes no faster, and is resident for as long as nothing flushes it.
+    /// Bytes of one family's write buffer, after which all families are flushed together. Default 64 MiB. Half
+    /// as much writes as fast and takes some 40 MiB less at the peak, but more newest records are then read from files,
+    /// of which several are asked: gets of 10,000 keys that are overwritten all the time took 3 to 34 % more CPU.
     pub write_buffer_bytes: usize,
     /// Write buffers of one family, the one being filled and those being flushed, before writes wait. Default 3.
     pub max_write_buffers: u32,
-    /// Bytes of all write buffers of all families together, after which they are flushed. Default 64 MiB: the two
+    /// Bytes of all write buffers of all families together, after which they are flushed. Default 128 MiB: the two
     /// families that a put writes to fill evenly, so this is where both reach `write_buffer_bytes`.
     pub write_buffers_total_bytes: usize,
     /// Bytes that a file on the first sorted level aims at. Default 64 MiB.
@@ -65,9 +66,9 @@ impl Default for RocksOptions {
     fn default() -> RocksOptions {
         RocksOptions {
             background_jobs: 4,
-            write_buffer_bytes: 32 << 20,
+            write_buffer_bytes: 64 << 20,
             max_write_buffers: 3,
-            write_buffers_total_bytes: 64 << 20,
+            write_buffers_total_bytes: 128 << 20,
             target_file_bytes: 64 << 20,
             block_cache_bytes: 256 << 20,
             bloom_bits: 10,
