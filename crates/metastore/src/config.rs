@@ -1250,6 +1250,8 @@ mod tests {
             "1e400: .nan\n",
             "\u{0}",
             "name: !!binary xx\n",
+            // Found by the fuzzer: a message of several lines.
+            "data-dir: /d\nwal-dir:\nlisten-client-urls: \":a :a>\\n :a\"\n",
         ] {
             fuzz_file(text.as_bytes());
         }

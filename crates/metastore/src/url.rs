@@ -46,6 +46,10 @@ impl Url {
     /// Parses `scheme://host:port`, `unix://path` or `unix:path`.
     pub fn parse(text: &str) -> Result<Url, String> {
         let text = text.trim();
+        // Else an error would not be one line, which the fuzzer found.
+        if text.contains(char::is_control) {
+            return Err(format!("URL holds a control character: {text:?}"));
+        }
         let wrong_scheme = || format!("URL scheme must be http, https, unix or unixs: {text}");
         let (scheme, rest) = text.split_once(':').ok_or_else(wrong_scheme)?;
         let scheme = match scheme.to_ascii_lowercase().as_str() {
@@ -186,6 +190,8 @@ mod tests {
             ("http://::1:2379", "host:port"),
             ("http://localhost:1/x", "nothing more"),
             ("unix://", "socket file"),
+            ("unix://a\nb", "control character"),
+            (":a\r\n:b", "control character"),
         ] {
             let error = Url::parse(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
