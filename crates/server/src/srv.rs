@@ -59,10 +59,19 @@ async fn find_by(
     let own = own_addresses(advertised).await?;
     let mut members: InitialMembers = BTreeMap::new();
     let (mut errors, mut matched) = (Vec::new(), BTreeSet::new());
+    // Others have numbers for names, which this one's own is none of: two members would be taken for one.
+    let mut numbers = (0_u64..)
+        .map(|number| number.to_string())
+        .filter(|number| number != name);
     for (scheme, service) in [("https", "etcd-server-ssl"), ("http", "etcd-server")] {
         let service = format!("{service}{suffix}");
         let found = match look_up(resolver, &service, &options.domain).await {
-            Ok(records) => name_members(&records, scheme, &service, name, &own).await,
+            // Etcd leaves out who is not found. But then this member founds a smaller cluster than the others do, if
+            // its resolver is late. Nothing is on disk yet: to start again does no harm.
+            Ok(records) => {
+                let records = resolve(records).await?;
+                name_members(&records, scheme, &service, name, &own, &mut numbers)
+            }
             Err(error) => Err(error),
         };
         let (found, error) = match found {
@@ -165,27 +174,40 @@ async fn look_up(resolver: &StubResolver, service: &str, domain: &str) -> Result
     Ok(records)
 }
 
+/// The records with the addresses of their hosts.
+async fn resolve(records: Vec<Record>) -> Result<Vec<(Record, Vec<SocketAddr>)>, String> {
+    let mut resolved = Vec::new();
+    for record in records {
+        let found = tokio::net::lookup_host((&record.host[..], record.port)).await;
+        let found = found.map(Iterator::collect);
+        let addresses = match found {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                let Record { host, port, .. } = record;
+                return Err(format!(
+                    "the SRV records name {host}:{port}, which cannot be resolved: {error}; start again when it can be"
+                ));
+            }
+        };
+        resolved.push((record, addresses));
+    }
+    Ok(resolved)
+}
+
 /// Names the members of some records, each with its URL.
-async fn name_members(
-    records: &[Record],
+fn name_members(
+    records: &[(Record, Vec<SocketAddr>)],
     scheme: &str,
     service: &str,
     name: &str,
     own: &[(String, BTreeSet<SocketAddr>)],
+    numbers: &mut impl Iterator<Item = String>,
 ) -> Result<Vec<Found>, String> {
-    let (mut members, mut error, mut others) = (Vec::new(), String::new(), 0);
-    for Record { host, port, .. } in records {
+    let (mut members, mut error) = (Vec::new(), String::new());
+    for (Record { host, port, .. }, addresses) in records {
         let url = match host.contains(':') {
             true => format!("{scheme}://[{host}]:{port}"),
             false => format!("{scheme}://{host}:{port}"),
-        };
-        let addresses: Vec<SocketAddr> = match tokio::net::lookup_host((&host[..], *port)).await {
-            Ok(addresses) => addresses.collect(),
-            Err(cause) => {
-                // Whoever cannot be found here is left out, as in etcd.
-                error = format!("{host}:{port}: {cause}");
-                continue;
-            }
         };
         if url.parse::<PeerUrl>().is_err() {
             error = format!("{url} is no peer URL");
@@ -203,10 +225,7 @@ async fn name_members(
                 continue;
             }
             Some(_) => name.to_owned(),
-            None => {
-                others += 1;
-                (others - 1).to_string()
-            }
+            None => numbers.next().expect("numbers do not end"),
         };
         members.push(Found { name, url, own: known });
     }
@@ -227,8 +246,17 @@ mod tests {
     /// What a server answers: priority, port and target of the records of a service.
     type Zone = Vec<(&'static str, Vec<(u16, u16, &'static str)>)>;
 
-    /// Asks a server with these records.
+    /// Asks a server with these records, as the member "me".
     async fn ask(zone: Zone, options: &SrvOptions, advertised: &[&str]) -> Result<InitialMembers, String> {
+        ask_as("me", zone, options, advertised).await
+    }
+
+    async fn ask_as(
+        name: &str,
+        zone: Zone,
+        options: &SrvOptions,
+        advertised: &[&str],
+    ) -> Result<InitialMembers, String> {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
         let address = socket.local_addr().unwrap();
         let serving = tokio::spawn(async move {
@@ -257,7 +285,7 @@ mod tests {
         conf.servers.push(ServerConf::new(address, Transport::UdpTcp));
         conf.finalize();
         let advertised: Vec<String> = advertised.iter().map(|url| (*url).to_owned()).collect();
-        let found = find_by(&StubResolver::from_conf(conf), options, "me", &advertised).await;
+        let found = find_by(&StubResolver::from_conf(conf), options, name, &advertised).await;
         serving.abort();
         found
     }
@@ -300,6 +328,34 @@ mod tests {
         assert_eq!(partly, missing);
         let absent = ask(zone(), &options(""), &["http://127.0.0.1:4"]).await.unwrap_err();
         assert_eq!(absent, "cannot find local etcd member \"me\" in SRV records");
+    }
+
+    #[tokio::test]
+    async fn no_two_members_are_taken_for_one() {
+        let zone = || {
+            vec![
+                ("_etcd-server-ssl._tcp.example.test", vec![(0, 1, "127.0.0.1")]),
+                (
+                    "_etcd-server._tcp.example.test",
+                    vec![(0, 2, "127.0.0.1"), (0, 3, "127.0.0.1")],
+                ),
+            ]
+        };
+        // A name that is a number, and services of which each has others.
+        let found = ask_as("0", zone(), &options(""), &["http://127.0.0.1:3"]).await;
+        assert_eq!(
+            found.unwrap(),
+            members(&[
+                ("0", &["http://127.0.0.1:3"]),
+                ("1", &["https://127.0.0.1:1"]),
+                ("2", &["http://127.0.0.1:2"]),
+            ])
+        );
+        // One whose address is not known yet is not left out.
+        let mut zone = zone();
+        zone[1].1.push((0, 4, "nowhere.invalid"));
+        let error = ask(zone, &options(""), &["http://127.0.0.1:3"]).await.unwrap_err();
+        assert!(error.contains("nowhere.invalid:4, which cannot be resolved"), "{error}");
     }
 
     #[tokio::test]
