@@ -563,7 +563,7 @@ impl Client {
         A: prost::Message + Default + 'static,
     {
         match self.call(path, message, self.request_timeout).await {
-            Err(error) if error.code() == Code::Unauthenticated && self.login.is_some() => {
+            Err(error) if self.login.is_some() && wants_login(&error) => {
                 self.log_in().await?;
                 self.call(path, message, self.request_timeout).await
             }
@@ -586,6 +586,14 @@ impl Client {
         }
         Status::unavailable(text)
     }
+}
+
+/// Whether the service asks for another login: the token has ended, there is none, or users have changed since.
+fn wants_login(error: &Status) -> bool {
+    error.code() == Code::Unauthenticated
+        || ["user name is empty", "revision of auth store is old"]
+            .iter()
+            .any(|text| error.message().contains(text))
 }
 
 async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), Status> {
@@ -1020,5 +1028,18 @@ mod tests {
         };
         let printed = format!("{options:?}");
         assert!(printed.contains("root") && !printed.contains("secret"), "{printed}");
+    }
+
+    #[test]
+    fn another_login_is_asked_for_in_several_ways() {
+        for (code, message, wanted) in [
+            (Code::Unauthenticated, "etcdserver: invalid auth token", true),
+            (Code::InvalidArgument, "etcdserver: user name is empty", true),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old", true),
+            (Code::PermissionDenied, "etcdserver: permission denied", false),
+            (Code::Unavailable, "etcdserver: no leader", false),
+        ] {
+            assert_eq!(wants_login(&Status::new(code, message)), wanted, "{message}");
+        }
     }
 }
