@@ -304,6 +304,8 @@ pub struct Replica<L: RaftLog> {
     changes: VecDeque<(Waiting, MemberChange)>,
     outgoing: Outgoing,
     incoming: Incoming,
+    /// Whether followers' batches left no room in the last entry for this member's own proposals.
+    own_left_out: bool,
     /// Waiting for a read index round to begin, and since when.
     reads: Vec<(RequestId, u64)>,
     /// The round that is under way.
@@ -499,6 +501,7 @@ impl<L: RaftLog> Replica<L> {
             changes: VecDeque::new(),
             outgoing: Outgoing::new(config.id, config.incarnation),
             incoming: Incoming::default(),
+            own_left_out: false,
             reads: Vec::new(),
             round: None,
             rounds: 0,
@@ -1076,10 +1079,17 @@ impl<L: RaftLog> Replica<L> {
     }
 
     fn propose_batch(&mut self, effects: &mut Vec<Effect>) -> Result<(), ReplicaError> {
-        // Followers' batches first: they have waited longer.
-        let (mut batches, mut count, mut bytes) = (0, 0, 0);
+        // Followers' batches first: they have waited longer. But if those left no room the last time, ours come first,
+        // or else our own clients would wait for as long as followers have enough to fill each entry.
+        let own_first = std::mem::take(&mut self.own_left_out);
+        let mut own = match own_first {
+            true => self.take_batch(0, 0, effects),
+            false => Vec::new(),
+        };
+        let (mut batches, mut count) = (0, own.len());
+        let mut bytes: usize = own.iter().map(|waiting| waiting.proposal.operation.len()).sum();
         for batch in &self.incoming.batches {
-            if batches > 0
+            if count > 0
                 && (count + batch.operations.len() > self.config.batch_ops_max
                     || bytes + batch.bytes > self.config.batch_bytes_max)
             {
@@ -1089,7 +1099,10 @@ impl<L: RaftLog> Replica<L> {
             count += batch.operations.len();
             bytes += batch.bytes;
         }
-        let own = self.take_batch(count, bytes, effects);
+        if !own_first {
+            own = self.take_batch(count, bytes, effects);
+            self.own_left_out = own.is_empty() && !self.proposals.is_empty();
+        }
         if batches == 0 && own.is_empty() {
             return Ok(());
         }

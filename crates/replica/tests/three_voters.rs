@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use api::MemberId;
 use api::kv::Member;
+use metastore_replica::wire::{Forward, ForwardBatch};
 use metastore_replica::{Config, Effect, Input, PeerMessage, Replica, Role, Standing};
 use mvcc::Membership;
 use raft::eraftpb::{Entry, Message, MessageType};
@@ -203,6 +204,42 @@ fn entries_that_came_apart_are_acknowledged_together() {
     };
     assert_eq!(acknowledged.get_msg_type(), MessageType::MsgAppendResponse);
     assert_eq!(acknowledged.index, 3);
+}
+
+/// However much followers have: entries are full with the batches of one of them.
+#[test]
+fn the_leaders_own_proposals_have_their_turn() {
+    let mut bench = Bench::leader(|config| config.batch_ops_max = 2);
+    let operation = |id| match propose(id, 10) {
+        Input::Propose(proposal) => proposal.operation,
+        _ => unreachable!(),
+    };
+    let forward = Forward {
+        term: 1,
+        incarnation: 7,
+        window: 1,
+        first: 1,
+        batches: (0..6)
+            .map(|batch| ForwardBatch {
+                operations: vec![operation(10 + 2 * batch), operation(11 + 2 * batch)],
+            })
+            .collect(),
+    };
+    // Ours are told by their size.
+    let ours = (1..=3).map(|id| propose(id, 1000));
+    bench.step(ours.chain([Input::Receive(2, PeerMessage::Forward(forward))]));
+    for _ in 0..10 {
+        bench.settle();
+        bench.acknowledge();
+    }
+    // After the one that begins the term.
+    let entries = bench.log.0.lock().entries.split_off(1);
+    let sizes: Vec<_> = entries.iter().map(|entry| entry.data.len() / 1000).collect();
+    assert_eq!(
+        sizes,
+        [0, 2, 0, 1, 0, 0, 0, 0],
+        "ours are two and one, theirs two in each of six"
+    );
 }
 
 #[test]
