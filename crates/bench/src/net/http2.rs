@@ -971,9 +971,11 @@ mod tests {
         }
     }
 
+    /// Time passes only while all wait for it, so that nothing depends on how fast the machine is.
     fn run<F: Future>(test: F) -> F::Output {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .start_paused(true)
             .build()
             .unwrap();
         LocalSet::new().block_on(&runtime, test)
@@ -1093,15 +1095,20 @@ mod tests {
             spawn_local(echo(theirs, settings, Rc::default()));
             let (connection, _driver) = Connection::start(ours, false, "host:1".to_owned());
             let counts: Rc<[Cell<u32>; 10]> = Rc::default();
+            let lost = Rc::new(Cell::new(0));
             let mut clients = JoinSet::new();
             for client in 0..counts.len() {
                 let (connection, counts) = (Rc::clone(&connection), Rc::clone(&counts));
+                let lost = Rc::clone(&lost);
                 clients.spawn_local(async move {
+                    let mut tries = 0;
                     while counts.iter().map(Cell::get).sum::<u32>() < 200 {
                         // Some lose patience, and their turn with it.
+                        let patience = Duration::from_millis(5 + (client as u64 + tries) % 5);
+                        tries += 1;
                         let call = connection.call(Method::Put, None);
-                        let Ok(call) = tokio::time::timeout(Duration::from_millis(5 + client as u64), call).await
-                        else {
+                        let Ok(call) = tokio::time::timeout(patience, call).await else {
+                            lost.set(lost.get() + 1);
                             continue;
                         };
                         let mut call = call.unwrap();
@@ -1111,9 +1118,10 @@ mod tests {
                     }
                 });
             }
-            clients.join_all().await;
+            let all = tokio::time::timeout(Duration::from_secs(60), clients.join_all());
+            assert!(all.await.is_ok(), "stuck: {counts:?}, {lost:?} lost");
             let fewest = counts.iter().map(Cell::get).min();
-            assert!(fewest >= Some(5), "{counts:?}");
+            assert!(fewest >= Some(5) && lost.get() > 5, "{counts:?}, {lost:?} lost");
             assert!(connection.state.borrow().waiting.is_empty());
         });
     }
