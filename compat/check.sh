@@ -23,7 +23,7 @@ step() {
 	[ "$status" -eq 0 ] || failed=1
 }
 if [ "${1:-}" = --ci ]; then
-	step ./suite.py --list-file ci.txt --minimal --storage rocksdb
+	step ./suite.py --list-file ci.txt --minimal --again --storage rocksdb
 else
 	step ./suite.py --package common,e2e
 	step ./suite.py --package examples,concurrency,recipes,naming

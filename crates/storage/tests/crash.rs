@@ -34,17 +34,19 @@ fn kill_repeatedly(test: &str, child: impl Fn(&Path), check: impl Fn(&Path, u64)
             .unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         let pid = process.id();
-        let (began, begun) = std::sync::mpsc::channel();
+        let (reports, reported_now) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
             let lines = output.lines().map_while(Result::ok);
             lines
                 .filter_map(|line| line.strip_prefix("durable ")?.parse::<u64>().ok())
-                .inspect(|_| began.send(()).unwrap_or_default())
+                .inspect(|_| reports.send(()).unwrap_or_default())
                 .last()
         });
-        // A busy machine may take its time until the process writes anything.
-        let _ = begun.recv_timeout(Duration::from_secs(30));
-        std::thread::sleep(Duration::from_millis(200 + round * 130));
+        // A busy machine may take its time until the process writes anything, and then for each write.
+        for _ in 0..5 {
+            let _ = reported_now.recv_timeout(Duration::from_secs(30));
+        }
+        std::thread::sleep(Duration::from_millis(100 + round * 130));
         process.kill().unwrap();
         let status = process.wait().unwrap();
         assert!(!status.success(), "process {pid} ended before it was killed");

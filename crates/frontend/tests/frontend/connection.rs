@@ -306,7 +306,7 @@ async fn a_call_that_is_given_up_ends_as_cancelled() {
 }
 
 /// The client sends its deadline and does not keep it itself.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_call_ends_at_its_deadline() {
     const LONG: Duration = Duration::from_secs(10);
     let store = Fake::new(Limits::default());
