@@ -39,9 +39,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Failure> {
-    // Whole huge pages for what is used in small pieces make a node a fifth larger and its latencies uneven, and nothing
-    // was measured to be faster with them. Where the kernel can't be told, it is as it is elsewhere.
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    metastore::memory::settle();
     let args = std::env::args_os()
         .skip(1)
         .map(|arg| {
