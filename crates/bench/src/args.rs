@@ -128,7 +128,7 @@ pub struct Args {
     /// End after this many operations, warm-up not counted.
     #[arg(long, value_parser = parse_count, value_name = "OPS", help_heading = "Load")]
     total: Option<u64>,
-    /// How long to run before measuring.
+    /// How long to run before measuring. A delete load has none: it ends with its keys.
     #[arg(long, value_parser = parse_duration, value_name = "TIME", default_value = "1s", help_heading = "Load")]
     warmup: Duration,
     /// How long one call may take before it counts as failed.
@@ -358,7 +358,11 @@ impl Args {
             threads,
             rate: self.rate,
             duration,
-            warmup: self.warmup,
+            warmup: if workload.ends_with_keys() {
+                Duration::ZERO
+            } else {
+                self.warmup
+            },
             total: self.total,
             timeout: self.timeout,
             nodes: Keys::nodes(&self.prefix, self.nodes)?,

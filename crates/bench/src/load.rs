@@ -111,6 +111,11 @@ impl Workload {
         )
     }
 
+    /// Whether it ends when the keys have, which a warm-up would take away.
+    pub(crate) fn ends_with_keys(self) -> bool {
+        self == Workload::Delete
+    }
+
     /// Whether it leaves fewer keys than it found, so that the next round needs them anew.
     pub(crate) fn uses_keys_up(self) -> bool {
         matches!(self, Workload::Mixed | Workload::Delete | Workload::Kubernetes)

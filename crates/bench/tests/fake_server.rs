@@ -124,7 +124,9 @@ async fn answer(
     let response = |status: Option<&str>| {
         let response = http::Response::builder().header("content-type", "application/grpc");
         match status {
-            Some(status) => response.header("grpc-status", status).header("grpc-message", "no room"),
+            Some(status) => response
+                .header("grpc-status", status)
+                .header("grpc-message", "no%20room"),
             None => response,
         }
         .body(())

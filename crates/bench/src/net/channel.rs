@@ -185,6 +185,18 @@ impl Channel {
             }
             _ => Connection::start(socket, false, authority),
         };
+        // A server that wants TLS, or a client certificate, takes the connection and then ends it.
+        if let Err(failure) = connection.greeted().await {
+            let wants = if self.endpoint.tls {
+                "another certificate of us"
+            } else {
+                "TLS"
+            };
+            return Err(failed(&format_args!(
+                "{}, before it said anything: perhaps it wants {wants}",
+                failure.message
+            )));
+        }
         if let Some((name, password)) = &self.security.user {
             let token = self.authenticate(&connection, name, password).await;
             match token {

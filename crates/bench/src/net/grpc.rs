@@ -116,7 +116,8 @@ impl Deframer {
     }
 }
 
-/// What the trailers `grpc-status` and `grpc-message` say: success, or the server's code and message.
+/// What the trailers `grpc-status` and `grpc-message` say: success, or the server's code and message, which is
+/// percent-encoded (gRPC over HTTP/2, Responses).
 pub(crate) fn outcome(status: Option<&[u8]>, message: &[u8]) -> Result<(), Failure> {
     match status {
         None => Err(Failure::new(Kind::Protocol, "the answer ended without grpc-status")),
@@ -124,7 +125,10 @@ pub(crate) fn outcome(status: Option<&[u8]>, message: &[u8]) -> Result<(), Failu
         Some(digits) => {
             let code = std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok());
             Err(match code {
-                Some(code) => Failure::new(Kind::Status(code), String::from_utf8_lossy(message)),
+                Some(code) => Failure::new(
+                    Kind::Status(code),
+                    percent_encoding::percent_decode(message).decode_utf8_lossy(),
+                ),
                 None => Failure::new(Kind::Protocol, "grpc-status is not a number"),
             })
         }

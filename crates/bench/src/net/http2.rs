@@ -114,6 +114,8 @@ struct State {
     next_ticket: u64,
     /// Whether the server has sent its settings, which come first.
     greeted: bool,
+    /// Who waits for that.
+    greeting: Option<Waker>,
     encoder: Encoder,
     decoder: Decoder<'static>,
     /// Number of the call whose headers are not whole yet, whether it ends with them, and what has come of them.
@@ -222,6 +224,23 @@ impl Connection {
         });
         let driver = tokio::task::spawn_local(Rc::clone(&connection).drive(socket));
         (connection, driver)
+    }
+
+    /// Waits until the server has sent its settings, by which it shows that it speaks HTTP/2 and takes us. One waits at
+    /// most.
+    pub(crate) async fn greeted(&self) -> Result<(), Failure> {
+        poll_fn(|context| {
+            let state = &mut *self.state.borrow_mut();
+            match &state.closed {
+                _ if state.greeted => Poll::Ready(Ok(())),
+                Some(why) => Poll::Ready(Err(why.clone())),
+                None => {
+                    state.greeting = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 
     /// From now on calls have this token.
@@ -420,6 +439,7 @@ impl State {
             waiting: VecDeque::new(),
             next_ticket: 0,
             greeted: false,
+            greeting: None,
             encoder,
             decoder,
             headers: None,
@@ -445,6 +465,9 @@ impl State {
             self.closed = Some(why);
         }
         self.call_all();
+        if let Some(waker) = self.greeting.take() {
+            waker.wake();
+        }
     }
 
     /// Wakes the one whose turn it is to begin a call, if there is room for it.
@@ -754,6 +777,9 @@ impl State {
             SETTINGS if number != 0 || !payload.len().is_multiple_of(6) => return Err(wrong()),
             SETTINGS if flags & ACK == 0 => {
                 self.greeted = true;
+                if let Some(waker) = self.greeting.take() {
+                    waker.wake();
+                }
                 for setting in payload.chunks_exact(6) {
                     let name = u16::from_be_bytes([setting[0], setting[1]]);
                     let value = word(&setting[2..]).ok_or_else(wrong)?;
@@ -1123,6 +1149,24 @@ mod tests {
             let fewest = counts.iter().map(Cell::get).min();
             assert!(fewest >= Some(5) && lost.get() > 5, "{counts:?}, {lost:?} lost");
             assert!(connection.state.borrow().waiting.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_server_greets_or_is_no_server() {
+        run(async {
+            let (ours, theirs) = tokio::io::duplex(1000);
+            spawn_local(echo(theirs, h2::server::Builder::new(), Rc::default()));
+            let (connection, _driver) = Connection::start(ours, false, "host:1".to_owned());
+            connection.greeted().await.unwrap();
+            connection.greeted().await.unwrap();
+
+            let (ours, theirs) = tokio::io::duplex(1000);
+            let (connection, _driver) = Connection::start(ours, false, "host:1".to_owned());
+            let greeted = tokio::time::timeout(4 * TICK, connection.greeted()).await;
+            assert!(greeted.is_err(), "it says nothing, but it is there");
+            drop(theirs);
+            assert_eq!(connection.greeted().await.unwrap_err().kind, Kind::Connection);
         });
     }
 
