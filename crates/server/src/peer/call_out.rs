@@ -338,11 +338,13 @@ async fn write(shared: &Shared, peer: &PeerState, writer: &mut Writer) -> std::i
     let mut next_alive = Instant::now() + shared.keepalive_interval();
     loop {
         peer.calls.take(WRITE_BYTES, &mut requests, &mut cancelled);
-        for (id, request) in requests.drain(..) {
-            put_request(writer, id, &request);
-        }
+        // First what frees places: with none, the peer reads no further than the next request. What is cancelled was
+        // sent before.
         for id in cancelled.drain(..) {
             writer.batch.frame(kind::CANCEL, &id.to_le_bytes());
+        }
+        for (id, request) in requests.drain(..) {
+            put_request(writer, id, &request);
         }
         if Instant::now() >= next_alive {
             writer.batch.frame(kind::ALIVE, &[]);

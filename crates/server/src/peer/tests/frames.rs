@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use tokio::io::AsyncReadExt as _;
 
+use super::harness::LONG;
 use crate::peer::address::PeerUrl;
 use crate::peer::frame::{FrameBatch, FrameError, FrameReader, FrameWriter, HEADER_BYTES, ReadError, cut_frame};
 use crate::peer::raft_frame;
@@ -17,7 +18,7 @@ fn written(batch: FrameBatch) -> Vec<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     runtime.expect("a runtime").block_on(async {
         let (near, mut far) = tokio::io::duplex(64 << 20);
-        let mut writer = FrameWriter::new(near, std::time::Duration::from_secs(1));
+        let mut writer = FrameWriter::new(near, LONG);
         writer.batch = batch;
         writer.flush().await.expect("room");
         drop(writer);
@@ -33,7 +34,7 @@ fn read_all(bytes: &[u8], max: usize) -> (Vec<Bytes>, ReadError) {
         let mut reader = FrameReader::new(bytes, max);
         let mut frames = Vec::new();
         loop {
-            match reader.next(std::time::Duration::from_secs(1)).await {
+            match reader.next(LONG).await {
                 Ok(frame) => frames.push(frame.payload),
                 Err(error) => return (frames, error),
             }
@@ -77,12 +78,12 @@ fn a_frame_on_the_wire_stays_as_it_is() {
 #[tokio::test]
 async fn small_frames_that_live_on_share_memory() {
     let (near, far) = tokio::io::duplex(4 << 10);
-    let mut writer = FrameWriter::new(near, std::time::Duration::from_secs(1));
+    let mut writer = FrameWriter::new(near, LONG);
     let mut reader = FrameReader::new(far, 1 << 20);
     let mut payloads: Vec<Bytes> = Vec::new();
     for number in 0..2000_u64 {
         writer.send(kind::MESSAGES, &[7; 300]).await.expect("room");
-        let frame = reader.next(std::time::Duration::from_secs(1)).await.expect("a frame");
+        let frame = reader.next(LONG).await.expect("a frame");
         assert_eq!(frame.payload.len(), 301, "frame {number}");
         payloads.push(frame.payload);
     }

@@ -28,7 +28,8 @@ pub(super) struct Watcher {
     pub(super) refusals: Mutex<Vec<(MemberId, Refusal)>>,
     pub(super) removed: Mutex<Vec<MemberId>>,
     pub(super) callers: Mutex<Vec<Caller>>,
-    pub(super) calls_dropped: AtomicUsize,
+    /// Calls that wait for ever, and that nobody has given up yet.
+    pub(super) hanging: AtomicUsize,
     pub(super) make_sink: Mutex<Option<MakeSink>>,
 }
 
@@ -42,19 +43,25 @@ impl Default for Watcher {
             refusals: Mutex::default(),
             removed: Mutex::default(),
             callers: Mutex::default(),
-            calls_dropped: AtomicUsize::new(0),
+            hanging: AtomicUsize::new(0),
             make_sink: Mutex::default(),
         }
     }
 }
 
-struct NoteDrop<'a>(Option<&'a AtomicUsize>);
+/// Counts for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
 
-impl Drop for NoteDrop<'_> {
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        if let Some(dropped) = self.0 {
-            dropped.fetch_add(1, Ordering::SeqCst);
-        }
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -87,14 +94,16 @@ impl Handler for Watcher {
             match request.first() {
                 Some(b'e') => request,
                 Some(b'l') => Bytes::from(vec![0; 32 << 20]),
+                // Slow: so many seconds.
                 Some(b's') => {
-                    let mut note = NoteDrop(Some(&self.calls_dropped));
-                    tokio::time::sleep(Duration::from_secs(2)).await;
-                    note.0 = None;
+                    tokio::time::sleep(Duration::from_secs(request[1].into())).await;
                     request
                 }
                 Some(b'p') => panic!("as asked"),
-                _ => std::future::pending().await,
+                _ => {
+                    let _hangs = Counted::new(&self.hanging);
+                    std::future::pending().await
+                }
             }
         })
     }
@@ -123,14 +132,17 @@ pub(super) struct Member {
     pub(super) url: PeerUrl,
 }
 
+/// Quick to act and slow to give up, so that no pause of a busy machine looks like a failure. What a test wants to see
+/// given up has a shorter limit there, and there only.
 pub(super) fn quick() -> Settings {
     Settings {
-        connect_timeout: Duration::from_secs(2),
-        handshake_timeout: Duration::from_millis(500),
-        raft_write_timeout: Duration::from_secs(2),
-        raft_read_timeout: Duration::from_secs(2),
+        connect_timeout: Duration::from_secs(30),
+        handshake_timeout: Duration::from_secs(30),
+        raft_write_timeout: Duration::from_secs(60),
+        raft_read_timeout: Duration::from_secs(60),
         keepalive_interval: Duration::from_millis(100),
         backoff_max: Duration::from_millis(200),
+        snapshot_stall_timeout: Duration::from_secs(60),
         ..Settings::default()
     }
 }
@@ -200,13 +212,20 @@ impl Member {
     pub(super) fn unreachable(&self) -> usize {
         self.watcher.unreachable.load(Ordering::SeqCst)
     }
+
+    pub(super) fn hanging(&self) -> usize {
+        self.watcher.hanging.load(Ordering::SeqCst)
+    }
 }
+
+/// Long enough for anything that is not stuck, on any machine.
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
 /// Waits until something holds.
 pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "not {what} in time");
+        assert!(begun.elapsed() < LONG, "not {what} in time");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

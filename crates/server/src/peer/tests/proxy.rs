@@ -106,6 +106,8 @@ async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut way: watch::R
                 }
             }
             _ => {
+                // An end does not go through either.
+                let _ = way.wait_for(|way| *way != Way::Stuck).await;
                 // One direction may end before the other.
                 let _ = to.shutdown().await;
                 return std::future::pending().await;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -11,7 +10,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use super::harness::{Member, identity, member, member_with, quick, until};
+use super::harness::{LONG, Member, identity, member, member_with, quick, until};
 use crate::peer::{CallError, Tls};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
@@ -82,11 +81,8 @@ async fn members_with_the_same_authority_talk() {
     until("received", || two.received_count() == 2).await;
     assert!(two.received()[1] == big);
     let echo = Bytes::from(vec![b'e'; 100_000]);
-    assert_eq!(
-        one.transport.call(2, echo.clone(), Duration::from_secs(5)).await,
-        Ok(echo)
-    );
-    assert!(one.transport.shutdown(Duration::from_secs(5)).await);
+    assert_eq!(one.transport.call(2, echo.clone(), LONG).await, Ok(echo));
+    assert!(one.transport.shutdown(LONG).await);
 }
 
 #[tokio::test]
@@ -109,10 +105,7 @@ async fn strangers_do_not() {
         one.knows(&[(2, url)]);
         until("failed", || one.unreachable() > 0).await;
         assert_eq!(one.transport.active(2), None);
-        let call = one
-            .transport
-            .call_url(url, 0, echo.clone(), Duration::from_secs(5))
-            .await;
+        let call = one.transport.call_url(url, 0, echo.clone(), LONG).await;
         assert!(matches!(call, Err(CallError::NotSent(_))), "{call:?}");
     }
     assert!(two.watcher.callers.lock().is_empty());
