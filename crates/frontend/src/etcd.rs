@@ -33,6 +33,7 @@ mod watch;
 use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::Poll;
 
 use api::{Credentials, Store};
 use bytes::Bytes;
@@ -128,6 +129,20 @@ impl<S: Store> Services<S> {
             _ => return None,
         })
     }
+}
+
+/// Lets whatever else the task does have its turn. Unlike `tokio::task::yield_now` it does not wait until the thread has
+/// nothing else to do.
+pub(crate) async fn others_turn() {
+    let mut had = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut had, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The store, for the client that a call comes from.

@@ -1,8 +1,8 @@
 //! An HTTP/2 connection, served by one task.
 //!
 //! What etcd's clients call most, the unary calls of KV, is answered by that task itself: see [`inline`]. Every other
-//! request goes to the service of all front ends, in a task of its own: see [`bridge`]. Both send over the same
-//! connection.
+//! request goes to the service of all front ends: see [`bridge`]. That is in a task of its own, but for the streams by
+//! which leases are kept alive, which the connection's task hosts. All send over the same connection.
 //!
 //! The task reads all that has come, begins or goes on with every call that can get on, and only then writes, all
 //! replies at once: see [`gather`].
@@ -25,6 +25,7 @@ use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::connection::{CONNECTION_WINDOW_BYTES, HEADERS_BYTES_MAX, STREAM_WINDOW_BYTES};
+use crate::service::is_grpc;
 use crate::{BoxError, ConnectionSettings, Frontend};
 use gather::{Gate, Gather};
 use inline::Inline;
@@ -36,6 +37,10 @@ const SEND_BUFFER_BYTES_MAX: usize = 400 << 10;
 /// How many streams we may have to reset for what their client sent before the connection ends (hyper's default, against
 /// clients that make us do it).
 const RESETS_MAX: usize = 1024;
+
+/// A stream of many small messages, each answered before the next is read: with a task of its own each would cost wake-ups
+/// there and back.
+const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
 /// Serves a connection whose client has chosen HTTP/2, until its client is gone or, once `stop` completes, the last
 /// reply is sent. Dropping it ends it at once.
@@ -155,6 +160,9 @@ where
         }
         match inline::method_of(&request) {
             Some(method) if self.frontend.takes_grpc() => self.inline.begin(method, request, reply),
+            None if request.uri().path() == LEASE_KEEP_ALIVE && self.frontend.takes_grpc() && is_grpc(&request) => {
+                self.inline.host(bridge::guest(&self.frontend, request, reply));
+            }
             _ => bridge::begin(&self.frontend, request, reply, self.stall_timeout),
         }
     }

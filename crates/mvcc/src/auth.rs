@@ -440,6 +440,11 @@ impl Auth {
         }
     }
 
+    /// Whether a client's permissions are for some keys only, so that the keys must be looked at to answer for it.
+    pub fn has_limits(&self, caller: Caller<'_>, right: Right) -> bool {
+        matches!(self.limits_of(caller, right), Limits::To(_))
+    }
+
     /// The keys that a caller may read or write, for checking keys that are attached to a lease; `None` if it may all.
     pub(crate) fn limits_of(&self, caller: Caller<'_>, right: Right) -> Limits<'_> {
         if !self.enabled || self.permit_admin(caller.name).is_ok() {

@@ -464,7 +464,7 @@ impl Collector for Process {
         let mut families = self.0.collect();
         let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
         let mut counter = Counter::default();
-        counter.set_value(time.tv_sec as f64 + (time.tv_nsec / 1_000_000) as f64 / 1e3);
+        counter.set_value((time.tv_sec * 1000 + time.tv_nsec / 1_000_000) as f64 / 1e3);
         for family in &mut families {
             if family.name() == "process_cpu_seconds_total" {
                 for metric in family.mut_metric() {

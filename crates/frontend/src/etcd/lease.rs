@@ -9,9 +9,12 @@ use futures::TryStreamExt;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::for_client;
 use super::status::status;
+use super::{for_client, others_turn};
 use crate::proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseTimeToLiveRequest, lease_server};
+
+/// How many leases of one stream may be kept alive before the replies are sent and others have their turn.
+const BURST_MAX: u32 = 64;
 
 /// Answers Lease calls from a store.
 pub(super) struct Lease<S>(pub(super) S);
@@ -39,9 +42,17 @@ impl<S: Store> lease_server::Lease for Lease<S> {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<BoxStream<'static, Result<LeaseKeepAliveResponse, Status>>>, Status> {
         let store = for_client(&self.0, &request).into_owned();
+        let mut count = 0_u32;
         let replies = request.into_inner().and_then(move |request| {
             let store = store.clone();
-            async move { store.lease_keep_alive(request.id).await.map_err(status) }
+            count = count.wrapping_add(1);
+            async move {
+                // The connection's own task does this, and others wait for it: see `h2_server/bridge.rs`.
+                if count.is_multiple_of(BURST_MAX) {
+                    others_turn().await;
+                }
+                store.lease_keep_alive(request.id).await.map_err(status)
+            }
         });
         Ok(Response::new(Box::pin(replies)))
     }

@@ -13,6 +13,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, TE, TRANSFER_EN
 use http::{HeaderMap, HeaderValue, Request};
 use hyper::body::{Body, Frame, SizeHint};
 
+use super::inline::Guest;
+use crate::etcd;
 use crate::service::{ResponseBody, is_grpc};
 use crate::{BoxError, Frontend};
 
@@ -36,17 +38,51 @@ pub(super) fn begin<S: Store>(
 ) {
     let frontend = frontend.clone();
     tokio::spawn(async move {
-        if let Err(error) = answer(&frontend, request, reply, stall_timeout).await {
+        let manners = Manners {
+            stall_timeout,
+            burst_bytes_max: usize::MAX,
+        };
+        if let Err(error) = answer(&frontend, request, reply, manners).await {
             tracing::debug!(%error, "a stream ended early");
         }
     });
 }
 
+/// What answers a gRPC request on a task that others wait for: it lets them have their turn after a burst of replies.
+pub(super) fn guest<S: Store>(
+    frontend: &Frontend<S>,
+    request: Request<RecvStream>,
+    reply: SendResponse<Bytes>,
+) -> Guest {
+    let frontend = frontend.clone();
+    Box::pin(async move {
+        let manners = Manners {
+            stall_timeout: Duration::MAX,
+            burst_bytes_max: BURST_BYTES_MAX,
+        };
+        if let Err(error) = answer(&frontend, request, reply, manners).await {
+            tracing::debug!(%error, "a stream ended early");
+        }
+    })
+}
+
+/// What an answer does to whom.
+#[derive(Clone, Copy)]
+struct Manners {
+    /// How long a client of plain HTTP may take nothing of it.
+    stall_timeout: Duration,
+    /// After a piece of more than this others have their turn.
+    burst_bytes_max: usize,
+}
+
+/// Some five replies to a lease that is kept alive.
+const BURST_BYTES_MAX: usize = 256;
+
 async fn answer<S: Store>(
     frontend: &Frontend<S>,
     request: Request<RecvStream>,
     mut reply: SendResponse<Bytes>,
-    stall_timeout: Duration,
+    manners: Manners,
 ) -> Result<(), BoxError> {
     let grpc = is_grpc(&request);
     let length = content_length(request.headers());
@@ -81,7 +117,8 @@ async fn answer<S: Store>(
     if ended {
         return Ok(());
     }
-    send(body, stream, (!grpc).then_some(stall_timeout)).await
+    let stall_timeout = (!grpc).then_some(manners.stall_timeout);
+    send(body, stream, stall_timeout, manners.burst_bytes_max).await
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -94,6 +131,7 @@ async fn send(
     body: ResponseBody,
     mut stream: SendStream<Bytes>,
     stall_timeout: Option<Duration>,
+    burst_bytes_max: usize,
 ) -> Result<(), BoxError> {
     let mut body = pin!(body);
     loop {
@@ -146,9 +184,13 @@ async fn send(
             poll_fn(|context| room(&mut stream, context)).await?;
         }
         let ended = body.is_end_stream();
+        let is_burst = data.len() > burst_bytes_max;
         stream.send_data(data, ended)?;
         if ended {
             return Ok(());
+        }
+        if is_burst {
+            etcd::others_turn().await;
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Answers KV's unary calls on the connection's own task: no task, no channel and no wake-up of their own.
+//! Answers KV's unary calls on the connection's own task: no task, no channel and no wake-up of their own. It hosts guests
+//! as well, which answer by themselves: see [`Inline::host`].
 //!
 //! A call whose request is here and whose answer needs nobody else, as a read of a lone member, is done when
 //! [`Inline::begin`] returns. Others wait in a slot. Whoever completes their answer marks the slot and wakes the
@@ -14,7 +15,7 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -47,6 +48,9 @@ const PREFIX_BYTES: usize = 5;
 
 /// What replies are encoded into, many into one piece of memory.
 const ARENA_BYTES: usize = 16 << 10;
+
+/// How many guests get on before the connection is read and written again.
+const GUESTS_MAX: usize = 16;
 
 /// A call that is answered here.
 #[derive(Clone, Copy)]
@@ -106,11 +110,18 @@ struct Slot {
     waiting: Option<Waiting>,
 }
 
-struct Waiting {
-    answer: Answer,
-    reply: SendResponse<Bytes>,
-    call: Call,
+enum Waiting {
+    Call {
+        answer: Answer,
+        reply: SendResponse<Bytes>,
+        call: Call,
+    },
+    /// Something that answers by itself.
+    Guest(Guest),
 }
+
+/// Something that is answered by itself, on the connection's task.
+pub(super) type Guest = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Slots whose call can get on.
 #[derive(Default)]
@@ -196,17 +207,47 @@ impl<S: Store> Inline<S> {
             request.into_body(),
             extensions,
         ));
-        let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
-        self.slots[slot].waiting = Some(Waiting { answer, reply, call });
+        let slot = self.settle(Waiting::Call { answer, reply, call });
         self.poll(slot);
     }
 
-    /// Goes on with all calls that can get on.
+    /// Has the connection's task do this, from the next [`Inline::go_on`] on until it is done.
+    pub(super) fn host(&mut self, guest: Guest) {
+        let slot = self.settle(Waiting::Guest(guest));
+        self.slots[slot].mark.wake_by_ref();
+    }
+
+    fn settle(&mut self, waiting: Waiting) -> usize {
+        let slot = self.free.pop().unwrap_or_else(|| self.add_slot());
+        self.slots[slot].waiting = Some(waiting);
+        slot
+    }
+
+    /// Goes on with all calls that can get on, and with some of the guests: each of those may have much to do.
     pub(super) fn go_on(&mut self) {
         let mut taken = std::mem::take(&mut self.taken);
         std::mem::swap(&mut taken, &mut *self.marked.slots());
-        for slot in taken.drain(..) {
+        let mut guests = 0;
+        // Those that come too late stay marked.
+        taken.retain(|&slot| {
+            if matches!(self.slots[slot].waiting, Some(Waiting::Guest(_))) {
+                guests += 1;
+                if guests > GUESTS_MAX {
+                    return true;
+                }
+            }
             self.poll(slot);
+            false
+        });
+        if !taken.is_empty() {
+            let mut slots = self.marked.slots();
+            taken.append(&mut slots);
+            std::mem::swap(&mut taken, &mut *slots);
+            drop(slots);
+            // Who marks another one finds the list not empty, and leaves this to whoever was first.
+            if let Some(connection) = self.marked.connection.take() {
+                connection.wake();
+            }
         }
         self.taken = taken;
     }
@@ -229,25 +270,36 @@ impl<S: Store> Inline<S> {
     fn poll(&mut self, at: usize) {
         let slot = &mut self.slots[at];
         // Before the call is looked at: what happens from now on marks it again.
-        slot.mark.is_marked.store(false, Ordering::Release);
-        let Some(waiting) = &mut slot.waiting else { return };
+        // A store could be put off until the call has been looked at.
+        slot.mark.is_marked.swap(false, Ordering::AcqRel);
         let context = &mut Context::from_waker(&slot.waker);
-        let result = match catch_unwind(AssertUnwindSafe(|| waiting.answer.as_mut().poll(context))) {
-            // Registers for the client's giving up as well: the call then ends as cancelled.
-            Ok(Poll::Pending) => match waiting.reply.poll_reset(context) {
-                Poll::Pending => return,
-                Poll::Ready(_) => None,
+        let result = match &mut slot.waiting {
+            None => return,
+            Some(Waiting::Call { answer, reply, call }) => {
+                match catch_unwind(AssertUnwindSafe(|| poll_unbudgeted(answer, context))) {
+                    // Registers for the client's giving up as well: the call then ends as cancelled.
+                    Ok(Poll::Pending) => match reply.poll_reset(context) {
+                        Poll::Pending => return,
+                        Poll::Ready(_) => None,
+                    },
+                    Ok(Poll::Ready(result)) => Some(result),
+                    Err(panic) => Some(Err(call.panicked(&*panic))),
+                }
+            }
+            Some(Waiting::Guest(guest)) => match catch_unwind(AssertUnwindSafe(|| poll_unbudgeted(guest, context))) {
+                Ok(Poll::Pending) => return,
+                // A panic costs no more than this guest, as if it had a task of its own.
+                Ok(Poll::Ready(())) | Err(_) => None,
             },
-            Ok(Poll::Ready(result)) => Some(result),
-            Err(panic) => Some(Err(waiting.call.panicked(&*panic))),
         };
-        let Some(Waiting {
+        let waiting = slot.waiting.take();
+        self.free.push(at);
+        let Some(Waiting::Call {
             mut reply, mut call, ..
-        }) = slot.waiting.take()
+        }) = waiting
         else {
             return;
         };
-        self.free.push(at);
         match result {
             Some(Ok(message)) => self.send(message, &mut reply, &mut call),
             Some(Err(status)) => refuse(status, &mut reply, &mut call),
@@ -291,6 +343,12 @@ impl<S: Store> Inline<S> {
             Err(error) => tracing::debug!(%error, "a reply was not sent"),
         }
     }
+}
+
+/// Polls without taking from the budget of events that tokio gives a task before it has to let others run: the
+/// connection's task needs its own for its socket, which could not be written otherwise while calls keep coming.
+fn poll_unbudgeted<T>(future: &mut Pin<Box<dyn Future<Output = T> + Send>>, context: &mut Context<'_>) -> Poll<T> {
+    pin!(tokio::task::unconstrained(future)).poll(context)
 }
 
 /// A reply that consists of a status.

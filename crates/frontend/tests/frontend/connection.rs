@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use api::Limits;
-use api::kv::{PutRequest, PutResponse, RangeRequest, RangeResponse};
+use api::kv::{LeaseKeepAliveResponse, PutRequest, PutResponse, RangeRequest, RangeResponse};
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use metastore_frontend::proto::etcdserverpb::watch_request::RequestUnion;
-use metastore_frontend::proto::etcdserverpb::{WatchCreateRequest, WatchRequest};
+use metastore_frontend::proto::etcdserverpb::{LeaseKeepAliveRequest, WatchCreateRequest, WatchRequest};
 use metastore_frontend::proto::v3lockpb::LockRequest;
 use metastore_frontend::{ConnectionSettings, Frontend, Method, Observer, Options, serve_connection};
 use prost::Message;
@@ -28,6 +28,7 @@ use crate::fake::Fake;
 const PUT: &str = "/etcdserverpb.KV/Put";
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const LOCK: &str = "/v3lockpb.Lock/Lock";
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
 type Served = JoinHandle<Result<(), String>>;
 
@@ -227,6 +228,119 @@ async fn malformed_requests_are_refused_and_cost_one_call() {
     body.send_data(compressed.into(), true).expect("room");
     assert_eq!(answer(response).await.expect("an answer").code, 12, "not offered");
     assert_eq!(client.call(PUT, &[&whole]).await.code, 0, "the connection lives on");
+}
+
+/// The connection's own task answers what keeps leases alive, many on one stream, and nobody waits for all of them.
+#[tokio::test]
+async fn leases_that_are_kept_alive_hold_nobody_up() {
+    // A task's turn comes after those before it, which is not so for the test's own future.
+    tokio::spawn(keep_many_leases_alive()).await.expect("no panic");
+}
+
+fn kept_alive(store: &Fake, id: i64) -> LeaseKeepAliveResponse {
+    LeaseKeepAliveResponse {
+        header: Some(store.state().header()),
+        id,
+        ttl: if id % 2 == 0 { 3600 } else { 0 },
+    }
+}
+
+async fn keep_many_leases_alive() {
+    const LEASES: i64 = 2000;
+    const STREAMS: i64 = 100;
+    let store = Fake::new(Limits::default());
+    let ends = Arc::new(Ends::default());
+    let options = Options {
+        observer: ends.clone(),
+        ..Options::default()
+    };
+    let mut client = Client::new(store.clone(), options).await;
+    let (keeping, mut body) = client.begin(KEEP_ALIVE, &[]).await;
+    let all = (0..LEASES).flat_map(|at| framed(&LeaseKeepAliveRequest { id: 1000 + at }));
+    body.send_data(all.collect(), false).expect("room");
+    let (response, mut body_of_put) = client.begin(PUT, &[]).await;
+    body_of_put.send_data(framed(&put("a", 1)).into(), true).expect("room");
+    assert_eq!(answer(response).await.expect("an answer").code, 0);
+
+    let mut replies = keeping.await.expect("opens").into_body();
+    let mut received = BytesMut::new();
+    let mut early = None;
+    for id in 1000..1000 + LEASES {
+        let reply = loop {
+            let length = received
+                .get(1..5)
+                .map(|length| u32::from_be_bytes(length.try_into().expect("four")) as usize);
+            match length {
+                Some(length) if received.len() >= 5 + length => break received.split_to(5 + length).split_off(5),
+                _ => {}
+            }
+            let piece = match futures::future::FutureExt::now_or_never(replies.data()) {
+                Some(piece) => piece,
+                None => {
+                    early.get_or_insert(id - 1000);
+                    replies.data().await
+                }
+            };
+            let piece = piece.expect("goes on").expect("whole");
+            replies.flow_control().release_capacity(piece.len()).expect("received");
+            received.extend_from_slice(&piece);
+        };
+        let reply = LeaseKeepAliveResponse::decode(reply).expect("a reply");
+        assert_eq!((reply.id, reply.ttl), (id, if id % 2 == 0 { 3600 } else { 0 }));
+    }
+    let early = early.expect("the put did not wait for all of them");
+    assert!(early < LEASES / 2, "{early} before the put");
+    {
+        let state = store.state();
+        assert!(
+            state.kept_alive_by.is_some() && state.kept_alive_by == state.put_by,
+            "by one task"
+        );
+    }
+
+    // Many streams at once, of which only some are gone on with at a time.
+    let mut streams = Vec::new();
+    for id in 0..STREAMS {
+        let (keeping, mut body) = client.begin(KEEP_ALIVE, &[]).await;
+        let requests = [id, 1000 + id].map(|id| framed(&LeaseKeepAliveRequest { id })).concat();
+        body.send_data(requests.into(), true).expect("room");
+        streams.push(tokio::spawn(answer(keeping)));
+    }
+    for (id, stream) in (0..STREAMS).zip(streams) {
+        let answer = stream.await.expect("no panic").expect("an answer");
+        assert_eq!(answer.code, 0);
+        // `answer` has taken the first prefix away.
+        let reply = |id| framed(&kept_alive(&store, id));
+        assert_eq!(answer.message, [reply(id), reply(1000 + id)].concat()[5..]);
+    }
+
+    // What ends such a stream ends it alone.
+    let keep = |id| framed(&LeaseKeepAliveRequest { id });
+    let panicked = client.call(KEEP_ALIVE, &[&keep(2), &keep(666), &keep(4)]).await;
+    assert_eq!(panicked.code, 13, "{}", panicked.text);
+    let cut = client.call(KEEP_ALIVE, &[&keep(2)[..6]]).await;
+    assert_eq!(cut.code, 13, "{}", cut.text);
+    let (late, _body) = client.begin(KEEP_ALIVE, &[("grpc-timeout", "10m")]).await;
+    assert_eq!(answer(late).await.expect("an answer").code, 4);
+    let (given_up, mut body_of_it) = client.begin(KEEP_ALIVE, &[]).await;
+    body_of_it.send_data(keep(2).into(), false).expect("room");
+    let mut replies_of_it = given_up.await.expect("opens").into_body();
+    replies_of_it.data().await.expect("goes on").expect("whole");
+    body_of_it.send_reset(Reason::CANCEL);
+    let cancelled = async {
+        while ends.0.lock().expect("whole").last() != Some(&1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), cancelled)
+        .await
+        .expect("it ends as cancelled");
+    body.send_data(keep(8).into(), true).expect("room");
+    let last = replies.data().await.expect("goes on").expect("whole");
+    assert_eq!(LeaseKeepAliveResponse::decode(&last[5..]).expect("a reply").id, 8);
+    assert!(replies.data().await.is_none());
+    let trailers = replies.trailers().await.expect("ends well").expect("they say so");
+    assert_eq!(trailers["grpc-status"], "0");
 }
 
 /// What must be text and is none, in messages and in headers.

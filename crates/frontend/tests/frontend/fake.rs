@@ -33,6 +33,9 @@ pub(crate) struct State {
     pub(crate) members: Vec<Member>,
     /// The member that was asked to lead.
     pub(crate) moved_to: Option<MemberId>,
+    /// The tasks that put last, and that kept a lease alive last.
+    pub(crate) put_by: Option<tokio::task::Id>,
+    pub(crate) kept_alive_by: Option<tokio::task::Id>,
     /// The alarms that were asked for.
     pub(crate) alarm_requests: Vec<AlarmRequest>,
     /// Writes a key after each page of a scan.
@@ -62,6 +65,8 @@ impl Fake {
         };
         Fake {
             state: Arc::new(Mutex::new(State {
+                put_by: None,
+                kept_alive_by: None,
                 status: Status {
                     header,
                     leader: 12,
@@ -185,7 +190,7 @@ impl State {
         }
     }
 
-    fn header(&self) -> ResponseHeader {
+    pub(crate) fn header(&self) -> ResponseHeader {
         ResponseHeader {
             revision: self.revision,
             ..self.status.header
@@ -328,6 +333,7 @@ impl Store for Fake {
         }
         let mut state = self.state();
         state.check(0)?;
+        state.put_by = tokio::task::try_id();
         let key = String::from_utf8(request.key.to_vec()).expect("tests use text for keys");
         state.put_all([(key, request.value.to_vec())]);
         Ok(PutResponse {
@@ -421,9 +427,13 @@ impl Store for Fake {
         Err(Error::LeaseNotFound)
     }
 
-    /// Answers with an hour for even ids, after letting others run.
+    /// Answers with an hour for even ids, after letting others run, but for ids from 1,000 on. Panics for 666.
     async fn lease_keep_alive(&self, id: LeaseId) -> Result<LeaseKeepAliveResponse> {
-        tokio::task::yield_now().await;
+        assert_ne!(id, 666, "asked for");
+        self.state().kept_alive_by = tokio::task::try_id();
+        if id < 1000 {
+            tokio::task::yield_now().await;
+        }
         let state = self.state();
         state.check(0)?;
         Ok(LeaseKeepAliveResponse {
