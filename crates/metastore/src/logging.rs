@@ -390,6 +390,7 @@ impl fmt::Display for Caller {
 mod tests {
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -407,13 +408,28 @@ mod tests {
         }
     }
 
+    impl Sink {
+        /// Everything that was written, once the writing thread has gone with its end of this. Its guard does not wait for
+        /// as long as a busy machine may take for that.
+        fn whole(&self) -> String {
+            let begun = Instant::now();
+            while Arc::strong_count(&self.0) > 1 {
+                assert!(
+                    begun.elapsed() < Duration::from_secs(60),
+                    "the writing thread does not end"
+                );
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
     fn logged(level: LogLevel, console: bool, body: impl FnOnce()) -> String {
         let sink = Sink::default();
         let (output, worker) = Output::new(sink.clone(), 100, console, false);
         tracing::subscriber::with_default(subscriber(level, vec![output]), body);
         drop(worker);
-        let bytes = sink.0.lock().unwrap().clone();
-        String::from_utf8(bytes).unwrap()
+        sink.whole()
     }
 
     #[test]
@@ -536,7 +552,7 @@ mod tests {
             tracing::info!("later");
         });
         drop(worker);
-        let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
+        let text = sink.whole();
         assert_eq!(text.matches("\"dropped-in-all\":90}").count(), 1, "{text}");
         assert_eq!(text.lines().count(), 1 + 10 + 1 + 2);
         for line in text.lines() {

@@ -19,8 +19,8 @@ const IDLE_CONNECTION_BYTES_MAX: u64 = 40 << 10;
 /// File descriptors that this process needs for the other tests and for itself.
 const DESCRIPTORS_SPARED: u64 = 1000;
 /// How long others may wait meanwhile. Far more than they do; the machine may be busy.
-const PUT_TIMEOUT: Duration = Duration::from_secs(5);
-const END_TIMEOUT: Duration = Duration::from_secs(10);
+const PUT_TIMEOUT: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];

@@ -14,7 +14,7 @@ use etcd_client::{GetOptions, PutOptions};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 use support::{Node, Setup, Storage, on_both_engines, temp_dir};
 
-on_both_engines! { 60;
+on_both_engines! { 300;
     a_taken_port,
     a_directory_in_use,
     a_newer_format,

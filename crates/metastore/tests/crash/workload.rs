@@ -16,7 +16,7 @@ use crate::model::{Action, Branches, Event, Record, Step, Value, key_of};
 use crate::support::{self, code};
 
 /// A call that takes longer than this on a node that was not stopped is a finding.
-const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Leases with this time to live, in seconds, expire while the test runs.
 pub(crate) const SHORT_TTL: i64 = 2;
 /// These do not.

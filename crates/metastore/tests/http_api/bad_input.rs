@@ -5,11 +5,11 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::client::Http;
+use crate::client::{Http, TIMEOUT};
 use crate::nodes::Nodes;
 use crate::support::{Storage, on_both_engines};
 
-on_both_engines! { 60;
+on_both_engines! { 300;
     bodies_over_the_limit,
     what_cannot_be_read,
     methods_and_paths,
@@ -17,15 +17,32 @@ on_both_engines! { 60;
 
 const LIMIT: usize = 1_572_864;
 
-/// Sends bytes as they are and returns the status line and the body.
+/// Sends bytes as they are and returns the whole answer.
 async fn raw(nodes: &Nodes, request: &[u8]) -> String {
     let address = nodes.nodes[0].url().strip_prefix("http://").unwrap().to_owned();
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    // Those that keep the connection open are read until nothing comes any more.
-    let _ = tokio::time::timeout(Duration::from_secs(2), stream.read_to_end(&mut answer)).await;
+    // The connection may be kept open after the answer, or end with an error, as where not all was read.
+    let read =
+        async { while !is_whole(&answer) && stream.read_buf(&mut answer).await.is_ok_and(|length| length > 0) {} };
+    tokio::time::timeout(TIMEOUT, read)
+        .await
+        .expect("an answer comes in time");
     String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// Whether these bytes are a head and as much of a body as it announces; one that announces none ends with its connection.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        return false;
+    };
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim())
+    });
+    length.is_some_and(|length| body.len() >= length.parse().expect("a number"))
 }
 
 async fn bodies_over_the_limit(storage: Storage) {

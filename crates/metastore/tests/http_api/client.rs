@@ -1,7 +1,7 @@
 //! A small HTTP client: one connection that is kept alive, and what one may want to know of an answer.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, StatusCode};
@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 /// Far longer than any answer takes; a test must end all the same.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A connection to a server.
 pub(crate) struct Http {
@@ -121,6 +121,33 @@ impl Http {
 
     pub(crate) async fn get(&mut self, path: &str) -> Answer {
         self.send("GET", path, &[], "").await
+    }
+
+    /// Asks for history that is gone, on connections of its own. The server says so, and up to where it is gone, if it finds
+    /// that out soon enough; otherwise the client is to ask again.
+    pub(crate) async fn compacted(&self, path: &str, headers: &[(&str, &str)]) -> Value {
+        let begun = Instant::now();
+        loop {
+            let mut http = Http::connect(&format!("http://{}", self.address)).await;
+            let (head, body) = http.begin("GET", path, headers, Bytes::new()).await.into_parts();
+            // A stream that has begun does not end.
+            if head.status != StatusCode::OK {
+                let body = tokio::time::timeout(TIMEOUT, body.collect()).await;
+                let answer = Answer {
+                    status: head.status.as_u16(),
+                    headers: head.headers,
+                    body: body
+                        .expect("the body ends in time")
+                        .expect("the body is whole")
+                        .to_bytes(),
+                };
+                let problem = answer.problem(410, "revision-compacted");
+                if !problem["compact_revision"].is_null() {
+                    return problem;
+                }
+            }
+            assert!(begun.elapsed() < TIMEOUT, "{path} is not known to be gone");
+        }
     }
 
     pub(crate) async fn put(&mut self, path: &str, body: impl Into<Bytes>) -> Answer {

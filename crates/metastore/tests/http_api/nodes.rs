@@ -4,7 +4,7 @@ use etcd_client::Client;
 use tempfile::TempDir;
 
 use crate::client::Http;
-use crate::support::{Node, Setup, Storage, free_port, temp_dir};
+use crate::support::{Node, PATIENT, Setup, Storage, free_port, temp_dir};
 
 /// Running members of one cluster.
 pub(crate) struct Nodes {
@@ -38,7 +38,10 @@ impl Nodes {
                     .arg(format!("--listen-peer-urls={}", peers[at]))
                     .arg(format!("--initial-advertise-peer-urls={}", peers[at]))
                     .arg(format!("--initial-cluster={}", cluster.join(",")));
-                args.iter().fold(setup, |setup, arg| setup.arg(*arg))
+                // Alone it needs no patience, which leases would have to have too.
+                let patient = if count > 1 { &PATIENT[..] } else { &[] };
+                let args = patient.iter().chain(args);
+                args.fold(setup, |setup, arg| setup.arg(*arg))
             })
             .collect();
         let mut nodes: Vec<Node> = setups.iter().map(Setup::spawn).collect();

@@ -6,9 +6,10 @@ pub(crate) mod authority;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// How long a node may take to become ready. Far more than it needs; a test must end all the same.
-const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a node may take to end after SIGTERM, or when it was asked for something impossible.
-pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const END_TIMEOUT: Duration = Duration::from_secs(60);
+/// Flags for the members of a cluster whose leader is to stay the leader: on a busy machine a process may get no processor
+/// for seconds, and the others must not take that for its end. The price is that the first election takes longer.
+pub(crate) const PATIENT: [&str; 2] = ["--heartbeat-interval=100", "--election-timeout=4000"];
 /// What the log says once clients are served.
 const READY: &str = "serving client traffic";
 const POLL: Duration = Duration::from_millis(2);
@@ -171,6 +175,23 @@ impl Setup {
         node
     }
 
+    /// Checks that a member that lost its data does not begin anew under its old id. It asks the others, once and not for
+    /// long, and begins if nobody answers: a machine that is too busy for that proves nothing.
+    pub(crate) fn refuses_to_begin_anew(&self) {
+        for _ in 0..3 {
+            std::fs::remove_dir_all(&self.data_dir).expect("the data can be removed");
+            let mut node = self.spawn();
+            if node.ready_or_ended() {
+                continue;
+            }
+            let (status, log) = (node.wait_end(END_TIMEOUT), node.log());
+            assert_eq!(status.code(), Some(1), "{log}");
+            assert!(log.contains("has already been bootstrapped"), "{log}");
+            return;
+        }
+        panic!("it begins anew");
+    }
+
     /// Starts a node that is expected to refuse, and waits for its end. Returns its exit code and its output.
     pub(crate) fn run_to_end(&self) -> (Option<i32>, String) {
         let mut node = self.spawn();
@@ -309,9 +330,25 @@ fn binary() -> PathBuf {
 /// A client of whatever listens at `url`, or will.
 pub(crate) async fn client(url: &str) -> Client {
     let options = ConnectOptions::new()
-        .with_connect_timeout(Duration::from_secs(5))
-        .with_timeout(Duration::from_secs(10));
+        .with_connect_timeout(Duration::from_secs(30))
+        .with_timeout(Duration::from_secs(60));
     Client::connect([url], Some(options)).await.expect("the URL is one")
+}
+
+/// Repeats a call for as long as its cluster has no leader, as after a pause of the leader that the others took for its
+/// end. Only for calls that may be done twice.
+pub(crate) async fn retried<T>(mut call: impl AsyncFnMut() -> Result<T, Error>) -> T {
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Ok(answer) => return answer,
+            Err(error) => {
+                let is_unavailable = status(&error).is_some_and(|(code, _)| code == code::UNAVAILABLE);
+                assert!(is_unavailable && begun.elapsed() < READY_TIMEOUT, "{error:?}");
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// A directory for one test.
@@ -331,15 +368,23 @@ pub(crate) fn fresh(storage: Storage) -> (TempDir, Node) {
 
 /// A port that nobody listens on. It lies below those that the system gives to outgoing connections: a client that tries
 /// to reach a stopped node there could otherwise be given that very port, and connect to itself.
+///
+/// It is this process's as long as it runs: a UDP socket of the same number, which nobody else needs, keeps other tests
+/// away while the port's node is not started yet, or is stopped.
 pub(crate) fn free_port() -> u16 {
     const LOWEST: u16 = 10_000;
     const COUNT: u16 = 20_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    static RESERVED: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     let start = (std::process::id() as u16).wrapping_mul(127) % COUNT;
     for _ in 0..COUNT {
         let offset = NEXT.fetch_add(1, Ordering::Relaxed) % COUNT;
         let port = LOWEST + (start + offset) % COUNT;
+        let Ok(reserved) = UdpSocket::bind(("127.0.0.1", port)) else {
+            continue;
+        };
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            RESERVED.lock().expect("nothing panics in between").push(reserved);
             return port;
         }
     }
@@ -371,4 +416,5 @@ pub(crate) mod code {
     pub(crate) const RESOURCE_EXHAUSTED: i32 = 8;
     pub(crate) const FAILED_PRECONDITION: i32 = 9;
     pub(crate) const OUT_OF_RANGE: i32 = 11;
+    pub(crate) const UNAVAILABLE: i32 = 14;
 }
