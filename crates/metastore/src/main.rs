@@ -13,7 +13,7 @@ use metastore::start::start;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How long the reader of standard error may take to let the process say why it ends.
-const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const LAST_WORDS_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
