@@ -38,6 +38,11 @@ const SEND_BUFFER_BYTES_MAX: usize = 400 << 10;
 /// clients that make us do it).
 const RESETS_MAX: usize = 1024;
 
+/// What frames that are smaller than 256 bytes may fall short of that, in all, while they wait to be read; beyond it the
+/// connection ends. It is room for a stream's whole window of requests that keep leases alive, each in a frame of its own
+/// as etcd's Go client sends them, and bounds what a client can have us hold to some 140,000 frames.
+const SMALL_FRAMES_BUDGET: usize = 32 << 20;
+
 /// A stream of many small messages, each answered before the next is read: with a task of its own each would cost wake-ups
 /// there and back.
 const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
@@ -65,6 +70,7 @@ where
         .max_concurrent_streams(settings.streams_max)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .max_local_error_reset_streams(Some(RESETS_MAX))
+        .data_frame_budget(SMALL_FRAMES_BUDGET)
         .handshake::<_, Bytes>(io)
         .await?;
     let keepalive = settings.keepalive_interval.and_then(|interval| {

@@ -12,7 +12,7 @@ use api::Limits;
 use api::kv::{LeaseKeepAliveResponse, PutRequest, PutResponse, RangeRequest, RangeResponse};
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{Reason, SendStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use metastore_frontend::proto::etcdserverpb::watch_request::RequestUnion;
 use metastore_frontend::proto::etcdserverpb::{LeaseKeepAliveRequest, WatchCreateRequest, WatchRequest};
@@ -115,7 +115,10 @@ struct Answer {
 }
 
 async fn answer(response: ResponseFuture) -> Result<Answer, h2::Error> {
-    let (head, mut body) = response.await?.into_parts();
+    read(response.await?.into_parts()).await
+}
+
+async fn read((head, mut body): (http::response::Parts, RecvStream)) -> Result<Answer, h2::Error> {
     let mut data = BytesMut::new();
     while let Some(piece) = body.data().await {
         let piece = piece?;
@@ -248,13 +251,7 @@ fn kept_alive(store: &Fake, id: i64) -> LeaseKeepAliveResponse {
 async fn keep_many_leases_alive() {
     const LEASES: i64 = 2000;
     const STREAMS: i64 = 100;
-    let store = Fake::new(Limits::default());
-    let ends = Arc::new(Ends::default());
-    let options = Options {
-        observer: ends.clone(),
-        ..Options::default()
-    };
-    let mut client = Client::new(store.clone(), options).await;
+    let (store, ends, mut client) = observed().await;
     let (keeping, mut body) = client.begin(KEEP_ALIVE, &[]).await;
     let all = (0..LEASES).flat_map(|at| framed(&LeaseKeepAliveRequest { id: 1000 + at }));
     body.send_data(all.collect(), false).expect("room");
@@ -298,20 +295,29 @@ async fn keep_many_leases_alive() {
         );
     }
 
-    // Many streams at once, of which only some are gone on with at a time.
+    // Many streams that have something to do at once, of which only some are gone on with at a time. Those send nothing at
+    // first, so that nothing else moves the others on.
     let mut streams = Vec::new();
-    for id in 0..STREAMS {
-        let (keeping, mut body) = client.begin(KEEP_ALIVE, &[]).await;
-        let requests = [id, 1000 + id].map(|id| framed(&LeaseKeepAliveRequest { id })).concat();
-        body.send_data(requests.into(), true).expect("room");
-        streams.push(tokio::spawn(answer(keeping)));
+    for _ in 0..STREAMS {
+        let (keeping, body) = client.begin(KEEP_ALIVE, &[]).await;
+        streams.push((keeping.await.expect("opens"), body));
     }
-    for (id, stream) in (0..STREAMS).zip(streams) {
-        let answer = stream.await.expect("no panic").expect("an answer");
+    for (id, (_, body)) in (0..).zip(&mut streams) {
+        let requests = [id, id + STREAMS].map(|id| framed(&LeaseKeepAliveRequest { id }));
+        body.send_data(requests.concat().into(), true).expect("room");
+    }
+    // All are read at once: a client does not let too many small replies lie about either.
+    let streams: Vec<_> = streams
+        .into_iter()
+        .map(|(response, _)| tokio::spawn(read(response.into_parts())))
+        .collect();
+    for (id, stream) in (0..).zip(streams) {
+        let stream = tokio::time::timeout(Duration::from_secs(60), stream).await;
+        let answer = stream.expect("its turn comes").expect("no panic").expect("an answer");
         assert_eq!(answer.code, 0);
-        // `answer` has taken the first prefix away.
+        // The first prefix is gone.
         let reply = |id| framed(&kept_alive(&store, id));
-        assert_eq!(answer.message, [reply(id), reply(1000 + id)].concat()[5..]);
+        assert_eq!(answer.message, [reply(id), reply(id + STREAMS)].concat()[5..]);
     }
 
     // What ends such a stream ends it alone.
@@ -341,6 +347,34 @@ async fn keep_many_leases_alive() {
     assert!(replies.data().await.is_none());
     let trailers = replies.trailers().await.expect("ends well").expect("they say so");
     assert_eq!(trailers["grpc-status"], "0");
+}
+
+/// Many leases are kept alive at once, each by a frame of its own, as etcd's Go client does it.
+#[tokio::test]
+async fn a_burst_of_small_frames_is_taken() {
+    const LEASES: i64 = 50_000;
+    let (client, server) = tokio::io::duplex(4 << 20);
+    let store = Fake::new(Limits::default());
+    let (_served, _stop) = serve(server, store, ConnectionSettings::default(), Options::default());
+    let mut requests = handshake(client).await;
+    let request = Request::post(format!("http://fake{KEEP_ALIVE}")).header("content-type", "application/grpc");
+    let (keeping, mut body) = requests
+        .send_request(request.body(()).expect("whole"), false)
+        .expect("it is open");
+    let mut replies = keeping.await.expect("opens").into_body();
+    for id in 0..LEASES {
+        let keep = framed(&LeaseKeepAliveRequest { id: 1000 + id });
+        body.send_data(keep.into(), id + 1 == LEASES).expect("room");
+    }
+    let mut bytes = 0;
+    while let Some(piece) = replies.data().await {
+        let piece = piece.expect("goes on");
+        replies.flow_control().release_capacity(piece.len()).expect("received");
+        bytes += piece.len();
+    }
+    let trailers = replies.trailers().await.expect("ends well").expect("they say so");
+    assert_eq!(trailers["grpc-status"], "0");
+    assert!(bytes as i64 > LEASES * 10, "{bytes} bytes");
 }
 
 /// What must be text and is none, in messages and in headers.
@@ -387,15 +421,20 @@ impl Observer for Ends {
     }
 }
 
-#[tokio::test]
-async fn a_call_that_is_given_up_ends_as_cancelled() {
+async fn observed() -> (Fake, Arc<Ends>, Client) {
     let store = Fake::new(Limits::default());
     let ends = Arc::new(Ends::default());
     let options = Options {
         observer: ends.clone(),
         ..Options::default()
     };
-    let mut client = Client::new(store.clone(), options).await;
+    let client = Client::new(store.clone(), options).await;
+    (store, ends, client)
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_ends_as_cancelled() {
+    let (store, ends, mut client) = observed().await;
     let (response, mut body) = client.begin(PUT, &[]).await;
     body.send_data(framed(&put("wait", 1)).into(), true).expect("room");
     let (other, mut body_of_other) = client.begin(PUT, &[]).await;
