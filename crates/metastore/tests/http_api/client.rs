@@ -30,6 +30,20 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// Waits for all of it.
+    async fn whole(response: http::Response<Incoming>) -> Answer {
+        let (head, body) = response.into_parts();
+        let body = tokio::time::timeout(TIMEOUT, body.collect()).await;
+        Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: body
+                .expect("the body ends in time")
+                .expect("the body is whole")
+                .to_bytes(),
+        }
+    }
+
     pub(crate) fn text(&self) -> &str {
         std::str::from_utf8(&self.body).expect("the body is text")
     }
@@ -107,16 +121,7 @@ impl Http {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
-        let (head, body) = self.begin(method, path, headers, body.into()).await.into_parts();
-        let body = tokio::time::timeout(TIMEOUT, body.collect()).await;
-        Answer {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            body: body
-                .expect("the body ends in time")
-                .expect("the body is whole")
-                .to_bytes(),
-        }
+        Answer::whole(self.begin(method, path, headers, body.into()).await).await
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> Answer {
@@ -129,19 +134,10 @@ impl Http {
         let begun = Instant::now();
         loop {
             let mut http = Http::connect(&format!("http://{}", self.address)).await;
-            let (head, body) = http.begin("GET", path, headers, Bytes::new()).await.into_parts();
+            let response = http.begin("GET", path, headers, Bytes::new()).await;
             // A stream that has begun does not end.
-            if head.status != StatusCode::OK {
-                let body = tokio::time::timeout(TIMEOUT, body.collect()).await;
-                let answer = Answer {
-                    status: head.status.as_u16(),
-                    headers: head.headers,
-                    body: body
-                        .expect("the body ends in time")
-                        .expect("the body is whole")
-                        .to_bytes(),
-                };
-                let problem = answer.problem(410, "revision-compacted");
+            if response.status() != StatusCode::OK {
+                let problem = Answer::whole(response).await.problem(410, "revision-compacted");
                 if !problem["compact_revision"].is_null() {
                     return problem;
                 }
