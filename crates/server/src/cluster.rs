@@ -517,17 +517,26 @@ impl<E: Engine> NodeStore<E> {
         if !before.has_begun {
             return Err(Error::NotLeader);
         }
+        let mut looks = 0;
         let granted = loop {
-            {
-                let mut lessor = shared.lessor.lock();
-                let now_ms = shared.now_ms();
-                if !lessor.postpone_checkpoint(id, now_ms) {
-                    break lessor.keep_alive(id, now_ms);
+            let found = loop {
+                {
+                    let mut lessor = shared.lessor.lock();
+                    let now_ms = shared.now_ms();
+                    if !lessor.postpone_checkpoint(id, now_ms) {
+                        break lessor.keep_alive(id, now_ms);
+                    }
                 }
+                self.take_checkpoint_back(id).await?;
+            };
+            self.linearize().await?;
+            looks += 1;
+            // A lease may have been granted through a member that applied it, and acknowledged it, before this one did. By
+            // now it is applied here, if it is there.
+            if found.is_some() || looks == 2 {
+                break found;
             }
-            self.take_checkpoint_back(id).await?;
         };
-        self.linearize().await?;
         let after = shared.standing();
         if !after.has_begun || after.term != before.term {
             return Err(Error::NotLeader);
