@@ -33,8 +33,9 @@ use interest::{Interest, Interests};
 const CATCH_UP_SCAN_MAX: usize = 10_000;
 /// Most revisions in one catch-up answer (etcd's `watchBatchMaxRevs`).
 const CATCH_UP_REVISIONS_MAX: usize = 1000;
-/// Most bytes of events in one catch-up answer, exceeded by one revision at most.
-const CATCH_UP_BYTES_MAX: usize = 4 << 20;
+/// Most bytes of events in one catch-up answer, exceeded by one revision at most. Each watcher that is behind holds one
+/// while its client takes it, or does not.
+const CATCH_UP_BYTES_MAX: usize = 256 << 10;
 /// Most revisions' events, and most bytes of them, that go to a live watcher as one: what one commit brings costs each
 /// watcher one answer, not one for each revision. Further bounded by a share of the stream's buffer.
 const TOGETHER_EVENTS_MAX: usize = 256;

@@ -105,12 +105,12 @@ fn history_comes_in_pieces() {
     assert_eq!(drain(&mut stream), [(vec![14_502], 1)]);
 }
 
-/// Bytes are bounded too: a piece of 4 MiB ends with the revision that exceeds the bound.
+/// Bytes are bounded too: a piece of 256 KiB ends with the revision that exceeds the bound.
 #[test]
 fn pieces_are_bounded_in_bytes() {
     let (engine, ()) = MapEngine::fresh();
     let mut machine = Machine::open(engine, &Options::default()).unwrap();
-    let large = Bytes::from(vec![b'x'; 1 << 20]);
+    let large = Bytes::from(vec![b'x'; 64 << 10]);
     let ops = || (0..3).map(|at| put(format!("{at}"), large.clone())).collect();
     let all: Vec<_> = (0..5).map(|at| (at, txn(ops()))).collect();
     machine.apply(&[entry(1, 1, &all)]).unwrap();
