@@ -32,7 +32,8 @@ use crate::variables;
 
 /// How long a node may take to become able to answer.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long connections and proposals under way may take to end when the node stops.
+/// How long connections, and then proposals under way, may take to end in all when the node stops. Together with the rest
+/// it is well below the 10 s after which containers are killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait before a member is published again.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
@@ -449,12 +450,12 @@ pub fn run(
             );
         }
     };
-    runtime.block_on(async {
+    let due = runtime.block_on(async {
         // A member that starts for the first time knows nothing to tell until it belongs to the cluster.
         if beginning.is_first || is_alone {
             tokio::select! {
                 () = publish => {}
-                () = &mut stop => return,
+                () = &mut stop => return Instant::now(),
             }
         } else {
             tokio::spawn(publish);
@@ -488,18 +489,23 @@ pub fn run(
         }
         (&mut stop).await;
         tracing::info!("stopping: no new connections");
+        let due = Instant::now() + STOP_TIMEOUT;
         stopping.send_replace(true);
         let finish = async { while accepting.join_next().await.is_some() {} };
-        if tokio::time::timeout(STOP_TIMEOUT, finish).await.is_err() {
+        if tokio::time::timeout_at(due.into(), finish).await.is_err() {
             tracing::warn!("connections that did not end in time are cut");
         }
+        due
     });
     drop(frontend);
     drop(stop);
     runtime.shutdown_timeout(Duration::from_millis(500));
     // One that was removed has nobody left to finish anything with.
     let was_removed = *node.removed().borrow();
-    node.stop(if was_removed { Duration::ZERO } else { STOP_TIMEOUT });
+    node.stop(match was_removed {
+        true => Duration::ZERO,
+        false => due.saturating_duration_since(Instant::now()),
+    });
     if let Some(tracing) = calls_traced {
         tracing.stop();
     }
