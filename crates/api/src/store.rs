@@ -32,11 +32,16 @@ pub trait Store: Clone + Send + Sync + 'static {
     fn on_behalf_of(&self, credentials: Credentials) -> Self;
 
     /// The same store, for a user who shows its password: as [`Store::on_behalf_of`], without a token. Meant for one
-    /// request, and cheap once the password was checked. The same store as it is, where auth is off.
+    /// request, and cheap once the password was checked; it is checked anew if users or roles change before the request is
+    /// done. Where auth is off it is not looked at.
     ///
     /// # Errors
     /// As [`Store::authenticate`].
     fn on_behalf_of_user(&self, user: AuthenticateRequest) -> impl Future<Output = Result<Self>> + Send;
+
+    /// The same store, for the member itself, which may do everything: to look after, or take back, what it did for a client
+    /// whose own rights may have changed meanwhile, and to find out what any client may know.
+    fn on_behalf_of_member(&self) -> Self;
 
     /// Whether the client is anybody, where auth is on: for what only needs that, such as [`Store::status`].
     fn check_user(&self) -> impl Future<Output = Result<()>> + Send;

@@ -8,7 +8,7 @@ use http::header::{
     LOCATION, ORIGIN,
 };
 use http::uri::{PathAndQuery, Uri};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
 /// Which web pages and host names are let in.
 #[derive(Debug, Clone, Default)]
@@ -29,20 +29,49 @@ fn allows(set: &HashSet<String>, name: &str) -> bool {
 impl Access {
     /// Whether a request that came over plaintext may be for this host: a page that an attacker has let resolve to us
     /// (DNS rebinding, CVE-2018-5702) names its own.
-    pub(crate) fn check_host<B>(&self, request: &Request<B>) -> Result<(), Box<Response<Body>>> {
+    ///
+    /// # Errors
+    /// What to tell the client, with the status 421.
+    pub(crate) fn check_host<B>(&self, request: &Request<B>) -> Result<(), String> {
         let host = host(request);
         if allows(&self.hosts, host) {
             return Ok(());
         }
         tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
-        Err(Box::new(crate::http::error(
-            StatusCode::MISDIRECTED_REQUEST,
-            &format!(
-                "metastore: this server does not go by the name {host:?}. Over plaintext it answers only for the hosts \
-                 of --host-whitelist, so that no web page can reach it under a name of its own (DNS rebinding, \
-                 CVE-2018-5702). Add the name to --host-whitelist, or use TLS."
-            ),
-        )))
+        Err(format!(
+            "metastore: this server does not go by the name {host:?}. Over plaintext it answers only for the hosts \
+             of --host-whitelist, so that no web page can reach it under a name of its own (DNS rebinding, \
+             CVE-2018-5702). Add the name to --host-whitelist, or use TLS."
+        ))
+    }
+
+    /// The foreign origin of a write that a browser makes for a page that may not have it made. Browsers ask first
+    /// (`OPTIONS`) before a page's PUT or DELETE, and before a POST whose type no form could have. Any other POST they just
+    /// send, and show who their user is.
+    pub(crate) fn forger<'a, B>(&self, request: &'a Request<B>) -> Option<&'a HeaderValue> {
+        if request.method().is_safe() {
+            return None;
+        }
+        let headers = request.headers();
+        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let origin = headers.get(ORIGIN)?;
+        let is_own = || {
+            let own = text(&HOST).or(request.uri().authority().map(|authority| authority.as_str()));
+            let (scheme, authority) = origin.to_str().ok()?.split_once("://")?;
+            Some(without_port_of(scheme, authority) == without_port_of(scheme, own?))
+        };
+        let site = text(&HeaderName::from_static("sec-fetch-site"));
+        if matches!(site, Some("same-origin" | "none")) || is_own() == Some(true) {
+            return None;
+        }
+        let is_allowed = origin.to_str().is_ok_and(|origin| allows(&self.origins, origin));
+        let is_asked = request.method() != Method::POST || !is_form_type(text(&CONTENT_TYPE));
+        (!is_allowed || !is_asked).then_some(origin)
+    }
+
+    /// Whether the answer to a request depends on its origin.
+    pub(crate) fn names_origins(&self) -> bool {
+        !allows(&self.origins, ANY)
     }
 
     /// The origin that a reply to this request names as allowed, if any.
@@ -53,6 +82,28 @@ impl Access {
         let origin = request.headers().get(ORIGIN)?;
         self.origins.contains(origin.to_str().ok()?).then(|| origin.clone())
     }
+}
+
+/// A host, in lower case, without the port that goes without saying.
+fn without_port_of(scheme: &str, authority: &str) -> String {
+    let port = match scheme {
+        "https" => ":443",
+        _ => ":80",
+    };
+    authority.strip_suffix(port).unwrap_or(authority).to_ascii_lowercase()
+}
+
+/// Whether a request of this type is sent for any page (the Fetch standard's safelist).
+fn is_form_type(content_type: Option<&str>) -> bool {
+    let Some(content_type) = content_type else {
+        return true;
+    };
+    let essence = content_type
+        .split_once(';')
+        .map_or(content_type, |(essence, _)| essence);
+    ["application/x-www-form-urlencoded", "multipart/form-data", "text/plain"]
+        .iter()
+        .any(|simple| essence.trim().eq_ignore_ascii_case(simple))
 }
 
 /// Says to a browser which origin may read a reply, and what it may ask for.

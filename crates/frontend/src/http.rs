@@ -15,7 +15,7 @@ use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ALLOW, CONTENT_TYPE, VARY, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri};
 use serde_json::Value;
 use tower::Service as _;
@@ -77,7 +77,10 @@ pub(crate) async fn serve<S: Store>(frontend: Frontend<S>, mut request: Request<
     if !listener.tls
         && let Err(refusal) = frontend.access().check_host(&request)
     {
-        return *refusal;
+        return match is_rest {
+            true => rest::misdirected(request, refusal).await,
+            false => error(StatusCode::MISDIRECTED_REQUEST, &refusal),
+        };
     }
     // The gateway goes by tokens alone, and whoever takes itself to be known by its certificate must hear of it. Where
     // auth is on, somebody who shows nothing is nobody.
@@ -92,8 +95,10 @@ pub(crate) async fn serve<S: Store>(frontend: Frontend<S>, mut request: Request<
         }
     }
     let origin = frontend.access().allowed_origin(&request);
+    let names_origins = frontend.access().names_origins();
     let mut response = match is_rest {
         true if rest::is_preflight(&request) => StatusCode::OK.into_response(),
+        true if frontend.access().forger(&request).is_some() => rest::foreign(request).await,
         true => call(frontend.endpoints(), request).await,
         false => answer(frontend, request).await,
     };
@@ -104,6 +109,10 @@ pub(crate) async fn serve<S: Store>(frontend: Frontend<S>, mut request: Request<
         if is_rest {
             rest::extend_cors(response.headers_mut());
         }
+    }
+    if is_rest && names_origins {
+        // The answer to one origin, or to none, is not for others.
+        response.headers_mut().append(VARY, HeaderValue::from_static("origin"));
     }
     response
 }

@@ -4,12 +4,12 @@
 //! Each contender has a key of its own, bound to its lease, and its turn comes once no key under the prefix was created
 //! before its own. It watches the youngest of those before it, so that a key that goes wakes one contender, not all.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 
 use api::kv::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, EventType, KeyValue, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RequestOp, RequestOpKind, ResponseHeader, ResponseOp, ResponseOpKind, SortOrder, SortTarget,
-    TargetUnion, TxnRequest, TxnResponse,
+    RangeRequest, RangeResponse, RequestOp, RequestOpKind, ResponseHeader, ResponseOp, ResponseOpKind, SortOrder,
+    SortTarget, TargetUnion, TxnRequest, TxnResponse,
 };
 use api::store::{Events, WatchCreate, WatchError, WatchOutput, WatchStream};
 use api::{Error, LeaseId, Revision, Store};
@@ -17,6 +17,9 @@ use bytes::Bytes;
 
 /// How long the lease of a contender that brought none lives, in seconds (etcd's `defaultSessionTTL`).
 pub(crate) const SESSION_TTL_S: i64 = 60;
+
+/// How often something is tried again because users or roles changed meanwhile.
+const TRIES_MAX: usize = 5;
 
 /// Why waiting came to nothing.
 #[derive(Debug)]
@@ -111,18 +114,26 @@ impl Line {
 
     /// Waits until nobody is before the contender whose key was created at `own`.
     pub(crate) async fn wait<S: Store>(&self, store: &S, own: Revision) -> Result<(), WaitError> {
+        let mut tries = 0;
         loop {
             let before = RangeRequest {
                 max_create_revision: own - 1,
                 sort_order: SortOrder::Descend.into(),
                 ..self.first()
             };
-            let before = store.range(before).await?;
+            let before = read(store, &before).await?;
             let Some(last) = before.kvs.first() else {
                 return Ok(());
             };
             let read_at = revision(before.header.as_ref());
-            let mut watch = Watch::of_key(store, &last.key, read_at).await?;
+            let mut watch = match Watch::of_key(store, &last.key, read_at).await {
+                Err(WaitError::Watch(WatchError::Refused(Error::AuthOldRevision))) if tries < TRIES_MAX => {
+                    tries += 1;
+                    continue;
+                }
+                watch => watch?,
+            };
+            tries = 0;
             // Where history was compacted away meanwhile, a new read tells what has become of the key.
             while let Some(events) = watch.next().await {
                 if events.iter().any(|event| event.r#type() == EventType::Delete) {
@@ -139,6 +150,17 @@ impl Line {
         start_revision: Revision,
     ) -> Result<Watch<S::Watch>, WaitError> {
         Watch::new(store, self.prefix.clone(), self.end(), start_revision).await
+    }
+}
+
+/// Reads, again if users or roles changed meanwhile: whoever is in line does not lose its place by that.
+pub(crate) async fn read<S: Store>(store: &S, request: &RangeRequest) -> Result<RangeResponse, Error> {
+    let mut tries = 0;
+    loop {
+        match store.range(request.clone()).await {
+            Err(Error::AuthOldRevision) if tries < TRIES_MAX => tries += 1,
+            response => return response,
+        }
     }
 }
 
@@ -259,8 +281,21 @@ impl<W: WatchStream> Watch<W> {
     }
 }
 
+/// Sees a step of a contender through, on a task of its own: a write that was begun may still be carried out when its
+/// client goes away, and somebody must hear of it. What it comes to is dropped if nobody waits for it any more; an
+/// [`Attempt`] in it then undoes itself.
+pub(crate) async fn see_through<T: Send + 'static>(step: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(step).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends, and with it whoever waits.
+        Err(Err(_)) => std::future::pending().await,
+    }
+}
+
 /// What is to be undone if a contender's turn does not come: a place in line, a lease that was granted for it. Dropped
-/// with something left to undo, because its client has gone or waiting has failed, it does so on its own.
+/// with something left to undo, because its client has gone or waiting has failed, it does so on its own. It does so as
+/// the member: what the client may do can have changed since.
 pub(crate) struct Attempt<S: Store> {
     store: S,
     place: Option<(Bytes, Revision)>,
@@ -271,7 +306,7 @@ impl<S: Store> Attempt<S> {
     /// There is nothing to undo yet.
     pub(crate) fn new(store: &S) -> Self {
         Attempt {
-            store: store.clone(),
+            store: store.on_behalf_of_member(),
             place: None,
             granted: None,
         }
@@ -287,10 +322,10 @@ impl<S: Store> Attempt<S> {
         self.place = Some((key.clone(), revision));
     }
 
-    /// Undoes it, and says whether that went well.
+    /// Undoes it, whoever still waits for that, and says whether that went well.
     pub(crate) async fn undo(mut self) -> Result<(), Error> {
-        let (place, granted) = (self.place.take(), self.granted.take());
-        undo(&self.store, place, granted).await
+        let (store, place, granted) = (self.store.clone(), self.place.take(), self.granted.take());
+        see_through(async move { undo(&store, place, granted).await }).await
     }
 
     /// The contender stays.
@@ -301,17 +336,20 @@ impl<S: Store> Attempt<S> {
 }
 
 async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Option<LeaseId>) -> Result<(), Error> {
-    if let Some(id) = granted {
-        // The place goes with it.
-        return match store.lease_revoke(LeaseRevokeRequest { id }).await {
-            Ok(_) | Err(Error::LeaseNotFound) => Ok(()),
-            Err(error) => Err(error),
+    let mut tries = 0;
+    loop {
+        let undone = match (&place, granted) {
+            // The place goes with it.
+            (_, Some(id)) => store.lease_revoke(LeaseRevokeRequest { id }).await.map(drop),
+            (Some((key, revision)), None) => store.txn(resignation(key, *revision)).await.map(drop),
+            (None, None) => return Ok(()),
         };
+        match undone {
+            Err(Error::AuthOldRevision) if tries < TRIES_MAX => tries += 1,
+            Ok(()) | Err(Error::LeaseNotFound) => return Ok(()),
+            Err(error) => return Err(error),
+        }
     }
-    if let Some((key, revision)) = place {
-        store.txn(resignation(&key, revision)).await?;
-    }
-    Ok(())
 }
 
 impl<S: Store> Drop for Attempt<S> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 
 use crate::etcd::methods::Method;
 
@@ -47,6 +47,10 @@ pub trait Observer: Send + Sync + 'static {
     /// The client said which API version it was built against; "unknown" if it said nothing
     /// (`etcd_server_client_requests_total`). The text is the client's: bound how many there can be.
     fn client_version(&self, method: &'static Method, version: &str) {}
+
+    /// The HTTP API answered an operation, "none" for what is none, with this status, and began to do so after this long. An
+    /// operation that `waits` may take long although nothing is slow.
+    fn http(&self, operation: &'static str, status: StatusCode, took: Duration, waits: bool) {}
 
     /// `/health` was asked, and answered so (`etcd_server_health_success`, `etcd_server_health_failures`).
     fn health(&self, healthy: bool) {}

@@ -26,8 +26,9 @@ mod problem;
 mod txn;
 mod watch;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::store::{WatchCreate, WatchError, WatchOutput, WatchStream};
 use api::{Error, Revision, Store};
@@ -37,22 +38,27 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
-    LOCATION, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE,
+    ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION, ORIGIN,
+    X_CONTENT_TYPE_OPTIONS,
 };
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Serialize;
 use tokio::sync::watch as watch_channel;
 
 use auth::Authorization;
 use json::Encoding;
-use operations::{Action, Learner, Operation, Resource};
+use operations::{Action, Learner, Operation, RequestBody, Resource};
 use parameters::{Parameters, decode_path};
-use problem::{INVALID_PARAMETER, INVALID_PATH, NO_SUCH_PATH, Problem};
+use problem::{
+    FOREIGN_ORIGIN, INTERNAL, INVALID_PARAMETER, INVALID_PATH, MISDIRECTED, NO_SUCH_PATH, Problem, UNAUTHENTICATED,
+};
 
-use crate::{ClientCertificate, Options};
+use crate::etcd::call::panic_text;
+use crate::{ClientCertificate, Observer, Options};
 
 /// Where all of it is.
 pub(crate) const BASE: &str = "/api/v1";
@@ -65,6 +71,7 @@ const COMPACT_REVISION_TIMEOUT: Duration = Duration::from_secs(1);
 /// What all calls share.
 struct Shared<S> {
     store: S,
+    observer: Arc<dyn Observer>,
     stopping: Option<watch_channel::Receiver<bool>>,
     encoded: Arc<watch::Encoded>,
     document: OnceLock<Bytes>,
@@ -97,6 +104,7 @@ impl<S> Call<S> {
 pub fn router<S: Store>(store: S, options: &Options) -> Router {
     let shared = Arc::new(Shared {
         store,
+        observer: Arc::clone(&options.observer),
         stopping: options.stopping.clone(),
         encoded: Arc::default(),
         document: OnceLock::new(),
@@ -130,13 +138,7 @@ pub(crate) fn extend_cors(fields: &mut HeaderMap) {
     let read = "allow, etag, link, location, metastore-create-revision, metastore-lease, metastore-mod-revision, \
                 metastore-revision, metastore-version, retry-after";
     fields.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(read));
-    // Where one origin is named, the answer is not for others.
-    if fields
-        .get(ACCESS_CONTROL_ALLOW_ORIGIN)
-        .is_some_and(|origin| origin != "*")
-    {
-        fields.append(VARY, HeaderValue::from_static("origin"));
-    }
+    fields.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
 }
 
 /// The answer to whatever is not below [`BASE`], where there is nothing else.
@@ -144,22 +146,104 @@ pub(crate) async fn not_found() -> Response {
     Problem::new(NO_SUCH_PATH, format!("everything here is below {BASE}")).into_response()
 }
 
-async fn respond<S: Store>(State(shared): State<Arc<Shared<S>>>, request: Request) -> Response {
-    handle(shared, request)
-        .await
-        .unwrap_or_else(IntoResponse::into_response)
+/// The answer to a write that a page of another site has its visitor's browser make.
+pub(crate) async fn foreign(request: Request) -> Response {
+    let origin = request.headers().get(ORIGIN).map(HeaderValue::as_bytes);
+    let origin = String::from_utf8_lossy(origin.unwrap_or_default()).into_owned();
+    let detail = format!("a page of {origin} may not make its visitor's browser write so");
+    let (parts, body) = request.into_parts();
+    body::forgo(&parts.headers, body).await;
+    Problem::new(FOREIGN_ORIGIN, detail).into_response()
 }
 
-async fn handle<S: Store>(shared: Arc<Shared<S>>, request: Request) -> Result<Response, Problem> {
+/// The answer to a request for a host that this server does not go by.
+pub(crate) async fn misdirected(request: Request, detail: String) -> Response {
     let (parts, body) = request.into_parts();
+    body::forgo(&parts.headers, body).await;
+    Problem::new(MISDIRECTED, detail).into_response()
+}
+
+async fn respond<S: Store>(State(shared): State<Arc<Shared<S>>>, request: Request) -> Response {
+    let begun = Instant::now();
+    let observer = Arc::clone(&shared.observer);
+    let mut operation = None;
+    let handled = AssertUnwindSafe(handle(shared, request, &mut operation))
+        .catch_unwind()
+        .await;
+    let response = match handled {
+        Ok(answer) => answer.unwrap_or_else(IntoResponse::into_response),
+        Err(panic) => {
+            tracing::error!(reason = panic_text(&*panic), "an HTTP handler panicked");
+            Problem::new(INTERNAL, "the handler of this request failed").into_response()
+        }
+    };
+    let (id, waits) = operation.map_or(("none", false), |operation: &Operation| {
+        let waits = matches!(operation.action, Action::Watch | Action::AcquireLock);
+        (operation.id, waits)
+    });
+    observer.http(id, response.status(), begun.elapsed(), waits);
+    response
+}
+
+async fn handle<S: Store>(
+    shared: Arc<Shared<S>>,
+    request: Request,
+    operation: &mut Option<&'static Operation>,
+) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let admitted = admit(&shared, &parts, operation).await;
+    let (operation, argument, parameters, store) = match admitted {
+        Ok(Some(admitted)) => admitted,
+        Ok(None) => return Ok(see_page()),
+        Err(problem) => {
+            body::forgo(&parts.headers, body).await;
+            return Err(problem);
+        }
+    };
+    let is_signed = matches!(Authorization::of(&parts.headers), Ok(Authorization::Bearer(token)) if is_signed(&token));
+    let call = Call {
+        store,
+        shared,
+        argument,
+        parameters,
+        headers: parts.headers,
+        body,
+    };
+    carry_out(operation, call)
+        .await
+        .map_err(|problem| match problem.error() {
+            // A signed token is for the users and roles of when it was given. It will not do later either.
+            Some(Error::AuthOldRevision) if is_signed => Problem::new(
+                UNAUTHENTICATED,
+                "users or roles have changed since the token was given: get a new one",
+            ),
+            _ => problem,
+        })
+}
+
+/// Whether a token has the three parts of a JSON Web Token (RFC 7519).
+fn is_signed(token: &str) -> bool {
+    token.split('.').count() == 3
+}
+
+/// Finds what a request asks for, and holds it against everything but its body. `None` for whoever looks at the API as such.
+async fn admit<S: Store>(
+    shared: &Shared<S>,
+    parts: &Parts,
+    found: &mut Option<&'static Operation>,
+) -> Result<Option<(&'static Operation, Bytes, Parameters, S)>, Problem> {
     let path = parts.uri.path().strip_prefix(BASE).unwrap_or_default();
     if matches!(path, "" | "/") {
-        return Ok(see_page());
+        return match parts.method {
+            Method::GET | Method::HEAD => Ok(None),
+            _ => Err(Problem::method_not_allowed("GET, HEAD")),
+        };
     }
     let Some((resource, argument)) = Resource::of(path) else {
         return Err(Problem::new(NO_SUCH_PATH, format!("{BASE} has no such path")));
     };
     let operation = operations::find(resource, &parts.method)?;
+    *found = Some(operation);
     let argument = decode_path(argument)?;
     if resource.variable().is_some() && argument.is_empty() {
         let mut problem = Problem::new(INVALID_PATH, "");
@@ -172,21 +256,22 @@ async fn handle<S: Store>(shared: Arc<Shared<S>>, request: Request) -> Result<Re
         let detail = format!("{} is required: {}", missing.name, missing.about);
         return Err(Problem::parameter(INVALID_PARAMETER, missing.name, detail));
     }
-    admit(&shared.store, operation, &parameters)?;
+    headers::check_conditions(operation, &parts.headers)?;
+    check_vote(&shared.store, operation, &parameters)?;
     let certificate = parts.extensions.get::<ClientCertificate>();
     let certificate = certificate.map(|certificate| certificate.common_name.clone());
     let store = match Authorization::of(&parts.headers)? {
         _ if operation.open => shared.store.clone(),
         authorization => authorization.act(&shared.store, certificate).await?,
     };
-    let call = Call {
-        store,
-        shared,
-        argument,
-        parameters,
-        headers: parts.headers,
-        body,
-    };
+    if !operation.open && !matches!(operation.body, RequestBody::None) {
+        // Nobody in particular does not get to fill our memory.
+        store.check_user().await?;
+    }
+    Ok(Some((operation, argument, parameters, store)))
+}
+
+async fn carry_out<S: Store>(operation: &Operation, call: Call<S>) -> Result<Response, Problem> {
     match operation.action {
         Action::GetKey => kv::get(call).await,
         Action::PutKey => kv::put(call).await,
@@ -225,7 +310,7 @@ async fn handle<S: Store>(shared: Arc<Shared<S>>, request: Request) -> Result<Re
 }
 
 /// Holds a request against etcd's rules for members without a vote.
-fn admit<S: Store>(store: &S, operation: &Operation, parameters: &Parameters) -> Result<(), Problem> {
+fn check_vote<S: Store>(store: &S, operation: &Operation, parameters: &Parameters) -> Result<(), Problem> {
     let served = match operation.learner {
         Learner::Answers => true,
         Learner::Serializable => parameters.flag("serializable"),
@@ -234,17 +319,16 @@ fn admit<S: Store>(store: &S, operation: &Operation, parameters: &Parameters) ->
     if served {
         return Ok(());
     }
-    let status = store.status();
-    match status.is_learner {
-        true => Err(Problem::from(Error::NotSupportedForLearner).of_member(status.header.member_id)),
+    match store.standing().is_learner {
+        true => Err(Problem::from(Error::NotSupportedForLearner).of_member(store.header().member_id)),
         false => Ok(()),
     }
 }
 
 /// The revision up to which history is gone, which is why `wanted` cannot be read; `None` if it does not show. The
-/// store's error does not say it, but a watcher that would begin there is told.
+/// store's error does not say it, but a watcher that would begin there is told; whatever the client may watch.
 async fn compact_revision<S: Store>(store: &S, wanted: Revision) -> Option<Revision> {
-    let mut watcher = store.watch().await;
+    let mut watcher = store.on_behalf_of_member().watch().await;
     let create = WatchCreate {
         key: Bytes::from_static(&[0]),
         range_end: Bytes::from_static(&[0, 0]),
@@ -338,9 +422,9 @@ pub fn fuzz_request(data: &[u8]) {
     }
     check(Authorization::of(&fields).map(drop));
     check(headers::negotiate(&fields, &[JSON, "text/plain; charset=utf-8"]).map(drop));
-    check(headers::Conditions::of(&fields).and_then(|conditions| {
+    check(headers::Conditions::of(&fields).map(|conditions| {
         let _ = conditions.of_read(7);
-        conditions.compares(&Bytes::from_static(b"k")).map(drop)
+        conditions.compares(&Bytes::from_static(b"k"), Some(7));
     }));
     let body = lines.collect::<Vec<_>>().join(&b'\n');
     check(txn::fuzz_body(&body));

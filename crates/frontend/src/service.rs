@@ -234,6 +234,13 @@ impl<S: Store> Frontend<S> {
         matches!(self.listener.traffic, Traffic::Both | Traffic::Grpc)
     }
 
+    /// Whether a request is a gRPC call where it came in.
+    pub(crate) fn is_grpc<B>(&self, request: &Request<B>) -> bool {
+        // A value that is put over HTTP may be of any type, gRPC's too.
+        let is_http = self.listener.traffic == Traffic::Both && rest::owns(request.uri().path());
+        self.takes_grpc() && !is_http && is_grpc(request)
+    }
+
     /// Begins to answer a request.
     pub(crate) fn respond<B>(&self, mut request: Request<B>) -> ResponseFuture
     where
@@ -242,11 +249,12 @@ impl<S: Store> Frontend<S> {
     {
         self.introduce(&mut request);
         self.show(&request);
-        let traffic = self.listener.traffic;
-        if matches!(traffic, Traffic::Http | Traffic::Metrics | Traffic::Rest)
-            // A value may be of any type, gRPC's too.
-            || traffic == Traffic::Both && (!is_grpc(&request) || rest::owns(request.uri().path()))
-        {
+        let is_http = match self.listener.traffic {
+            Traffic::Http | Traffic::Metrics | Traffic::Rest => true,
+            Traffic::Both => !self.is_grpc(&request),
+            Traffic::Grpc => false,
+        };
+        if is_http {
             let request = request.map(axum::body::Body::new);
             return ResponseFuture(State::Http(Box::pin(http_api::serve(self.clone(), request))));
         }

@@ -9,8 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
-use support::{Node, Setup, Storage, fresh, temp_dir};
+use support::{Node, Setup, Storage, fresh, raise_limit, temp_dir};
 
 /// Connections that say nothing.
 const IDLE_CONNECTIONS: usize = 10_000;
@@ -193,14 +192,6 @@ fn slow_clients_hold_up_nobody() {
         let _ = connection.write_all(b"x");
     }
     others_are_served(&node);
-}
-
-/// Lets this process have as many file descriptors as it may. Returns how many.
-fn raise_limit() -> u64 {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("it may be raised that far");
-    limit.current.unwrap_or(u64::MAX)
 }
 
 /// More connections than there are file descriptors take none from the data, and others get theirs when those end.

@@ -14,6 +14,7 @@ use api::limits::{ETCD_CLUSTER_VERSION, ETCD_VERSION, METASTORE_VERSION};
 use frontend::observer::CODE_NAMES;
 use frontend::{CallKind, Method, Observer, methods};
 use hashbrown::HashMap;
+use http::StatusCode;
 use mvcc::Outcome;
 use parking_lot::{Mutex, RwLock};
 #[cfg(target_os = "linux")]
@@ -23,7 +24,8 @@ use prometheus::process_collector::ProcessCollector;
 #[cfg(target_os = "linux")]
 use prometheus::proto::{Counter, MetricFamily};
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
+    TextEncoder,
 };
 use storage::{AppendStats, Engine};
 
@@ -61,6 +63,8 @@ macro_rules! counters {
             slow_request: Duration,
             range_times: DurationVec,
             calls: Vec<Calls>,
+            http_requests: IntCounterVec,
+            http_times: HistogramVec,
             client_requests: IntCounterVec,
             health_checks: IntCounterVec,
             health_states: GaugeVec,
@@ -83,6 +87,17 @@ macro_rules! counters {
                 let registry = Registry::new();
                 let histograms = Histograms::new(&registry);
                 absent::register_all(&registry);
+                let http_requests = register(&registry, IntCounterVec::new(
+                    Opts::new("metastore_http_requests_total", "Requests to the HTTP API, by operation and status."),
+                    &["operation", "code"],
+                ));
+                let http_times = register(&registry, HistogramVec::new(
+                    HistogramOpts::new(
+                        "metastore_http_request_duration_seconds",
+                        "Time until the HTTP API began to answer, by operation.",
+                    ).buckets(doubling(0.0001, 18)),
+                    &["operation"],
+                ));
                 let client_requests = register(&registry, IntCounterVec::new(
                     Opts::new("etcd_server_client_requests_total", "Requests by kind of call and client version."),
                     &["type", "client_api_version"],
@@ -116,7 +131,7 @@ macro_rules! counters {
                         [vec!["false"], vec!["true"]],
                         false,
                     )),
-                    calls, client_requests, health_checks, health_states,
+                    calls, http_requests, http_times, client_requests, health_checks, health_states,
                     client_versions: RwLock::default(),
                     registry, scrape,
                 }
@@ -1143,6 +1158,23 @@ impl Observer for Metrics {
             ["unary", "stream"].map(|kind| self.client_requests.with_label_values(&[kind, version]))
         });
         counters[of_kind].inc();
+    }
+
+    fn http(&self, operation: &'static str, status: StatusCode, took: Duration, waits: bool) {
+        self.http_requests
+            .with_label_values(&[operation, status.as_str()])
+            .inc();
+        self.http_times
+            .with_label_values(&[operation])
+            .observe(took.as_secs_f64());
+        if took > self.slow_request && !waits {
+            tracing::warn!(
+                "time spent" = ?took,
+                "response type" = format!("/api/v1 {operation}"),
+                "response code" = status.as_u16(),
+                "request stats"
+            );
+        }
     }
 
     fn health(&self, healthy: bool) {

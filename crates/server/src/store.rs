@@ -56,8 +56,10 @@ pub struct NodeStore<E: Engine> {
 enum Client {
     /// Whoever this shows, at each call anew.
     Shown(Credentials),
-    /// A user whose password was checked.
-    Verified(Who),
+    /// A user whose password was checked; it is kept to be checked again when users or roles have changed.
+    Verified(Arc<AuthenticateRequest>, Who),
+    /// The member itself.
+    Member,
 }
 
 impl<E: Engine> Clone for NodeStore<E> {
@@ -167,13 +169,20 @@ impl<E: Engine> NodeStore<E> {
     /// Who the client is, as far as this member knows; `None` where auth is off.
     fn who_now(&self) -> Result<Option<Who>> {
         let shared = &*self.shared;
+        if matches!(self.client, Client::Member) {
+            // Whether or not auth is on: it may be when this is carried out.
+            return Ok(Some(Who {
+                name: Caller::MEMBER.name.into(),
+                revision: shared.reader.auth().revision(),
+            }));
+        }
         if !shared.reader.is_auth_enabled() {
             return Ok(None);
         }
         // Before the token is looked up: should it be lost then, what it was used for is seen to be old.
         let revision = shared.reader.auth().revision();
         match &self.client {
-            Client::Verified(who) => Ok(Some(who.clone())),
+            Client::Verified(_, who) => Ok(Some(who.clone())),
             Client::Shown(Credentials { token: Some(token), .. }) => shared.gate.who(token, revision).map(Some),
             Client::Shown(Credentials {
                 common_name: Some(name),
@@ -182,14 +191,25 @@ impl<E: Engine> NodeStore<E> {
                 name: name.clone(),
                 revision,
             })),
-            Client::Shown(_) => Ok(Some(Who::nobody())),
+            Client::Shown(_) | Client::Member => Ok(Some(Who::nobody())),
         }
     }
 
     /// Who the client is; `None` where auth is off.
     async fn who(&self) -> Result<Option<Who>> {
+        if matches!(self.client, Client::Member) {
+            return self.who_now();
+        }
         if !self.shared.reader.is_auth_enabled() {
             return Ok(None);
+        }
+        if let Client::Verified(user, who) = &self.client
+            && who.revision != self.shared.reader.auth().revision()
+        {
+            return match Box::pin(self.verified(user)).await {
+                Err(Error::AuthNotEnabled) => Ok(None),
+                who => who.map(Some),
+            };
         }
         // Before the look: an entry that is applied between the two is one to look for again.
         let applied = *self.shared.applied.borrow();
@@ -227,6 +247,25 @@ impl<E: Engine> NodeStore<E> {
         } else {
             Ok(())
         }
+    }
+
+    /// Who a user is whose password is right. A member that is behind may not know the user, or the password, yet.
+    async fn verified(&self, user: &AuthenticateRequest) -> Result<Who> {
+        let seen = self.shared.reader.auth().revision();
+        let revision = match self.check_password(user).await {
+            Err(error @ (Error::AuthFailed | Error::NoPasswordUser)) => {
+                let is_new = Box::pin(self.linearize()).await.is_ok() && self.shared.reader.auth().revision() != seen;
+                if !is_new {
+                    return Err(error);
+                }
+                self.check_password(user).await?
+            }
+            checked => checked?,
+        };
+        Ok(Who {
+            name: user.name.as_str().into(),
+            revision,
+        })
     }
 
     /// Checks a user's password. Returns the auth revision of then.
@@ -567,15 +606,29 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn on_behalf_of_user(&self, user: AuthenticateRequest) -> Result<Self> {
-        if !self.shared.reader.is_auth_enabled() {
-            return Ok(self.clone());
-        }
-        let name = user.name.as_str().into();
-        let revision = self.check_password(&user).await?;
+        // Where auth is off, as far as this member knows: the password is looked at once it is not.
+        let unchecked = || Who {
+            name: user.name.as_str().into(),
+            revision: 0,
+        };
+        let who = match self.shared.reader.is_auth_enabled() {
+            true => match self.verified(&user).await {
+                Err(Error::AuthNotEnabled) => unchecked(),
+                who => who?,
+            },
+            false => unchecked(),
+        };
         Ok(NodeStore {
             shared: self.shared.clone(),
-            client: Client::Verified(Who { name, revision }),
+            client: Client::Verified(Arc::new(user), who),
         })
+    }
+
+    fn on_behalf_of_member(&self) -> Self {
+        NodeStore {
+            shared: self.shared.clone(),
+            client: Client::Member,
+        }
     }
 
     async fn check_user(&self) -> Result<()> {
@@ -837,11 +890,15 @@ impl<E: Engine> Store for NodeStore<E> {
     }
 
     async fn watch(&self) -> ClientWatch<E> {
-        // For the waiting alone: who the client is, is asked for each watcher.
-        let _ = self.who().await;
+        // A token is waited for; who it stands for is asked for each watcher.
+        let who = self.who().await;
+        let mut store = self.clone();
+        if let (Client::Verified(_, known), Ok(Some(who))) = (&mut store.client, who) {
+            *known = who;
+        }
         ClientWatch {
             stream: self.shared.hub.stream(),
-            store: self.clone(),
+            store,
             shut_off: None,
         }
     }

@@ -9,13 +9,13 @@ use api::Store;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, EXPECT, HeaderName, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request};
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::inline::Guest;
 use crate::etcd;
-use crate::service::{ResponseBody, is_grpc};
+use crate::service::ResponseBody;
 use crate::{BoxError, Frontend};
 
 /// Headers that are about one connection of HTTP/1.1 and have no place in HTTP/2.
@@ -80,13 +80,15 @@ const BURST_BYTES_MAX: usize = 256;
 
 async fn answer<S: Store>(
     frontend: &Frontend<S>,
-    request: Request<RecvStream>,
+    mut request: Request<RecvStream>,
     mut reply: SendResponse<Bytes>,
     manners: Manners,
 ) -> Result<(), BoxError> {
-    let grpc = is_grpc(&request);
+    // Nothing is said in between here, so whoever waits for that sends its body after a while all the same.
+    request.headers_mut().remove(EXPECT);
+    let grpc = frontend.is_grpc(&request);
     let length = content_length(request.headers());
-    let mut response = pin!(frontend.respond(request.map(|stream| Incoming { stream, length })));
+    let mut response = pin!(frontend.respond(request.map(|stream| Incoming { stream, length, grpc })));
     let response = poll_fn(|context| {
         if let Poll::Ready(response) = response.as_mut().poll(context) {
             return Poll::Ready(Ok(response));
@@ -218,6 +220,7 @@ struct Incoming {
     stream: RecvStream,
     /// What the client said.
     length: Option<u64>,
+    grpc: bool,
 }
 
 impl Body for Incoming {
@@ -235,8 +238,9 @@ impl Body for Incoming {
                 self.length = self.length.map(|length| length.saturating_sub(data.len() as u64));
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
-            // The client has nothing more to say, and nothing against our saying more.
-            Some(Err(error)) if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
+            // The client has nothing more to say, and nothing against our saying more. Over plain HTTP it has given up: what
+            // came of its body is not the value that it meant to write.
+            Some(Err(error)) if self.grpc && matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) => {
                 return Poll::Ready(None);
             }
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),

@@ -6,9 +6,10 @@ use api::{Error, Limits};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, EXPECT};
 use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::problem::{BODY_TIMEOUT, INVALID_BODY, Problem, UNSUPPORTED_MEDIA_TYPE};
 
@@ -28,6 +29,24 @@ const JSON_FACTOR: usize = 2;
 
 /// What JSON may take beside keys and values, in bytes.
 const JSON_OVERHEAD_BYTES: usize = 64 << 10;
+
+/// How many bytes of a body come in a second at least, once [`PAUSE_MAX`] has passed.
+const BYTES_PER_SECOND_MIN: u64 = 4 << 10;
+
+/// Takes what a client still sends of a request that is refused, within bounds.
+pub(super) async fn forgo(headers: &HeaderMap, mut body: Body) {
+    // Who asked whether to send it at all, and has not been told to, hears no instead.
+    if body.is_end_stream() || headers.contains_key(EXPECT) {
+        return;
+    }
+    if announced(headers).is_none_or(|announced| announced <= DRAINED_BYTES_MAX) {
+        drain(&mut body).await;
+    }
+}
+
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
 
 /// Reads the raw bytes of a value.
 pub(super) async fn value(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, Problem> {
@@ -55,7 +74,15 @@ pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, l
         .request_bytes_max
         .saturating_mul(JSON_FACTOR)
         .saturating_add(JSON_OVERHEAD_BYTES);
-    let bytes = read(headers, body, bytes_max).await?;
+    let bytes = read(headers, body, bytes_max).await.map_err(|mut problem| {
+        if problem.error() == Some(Error::RequestTooLarge) {
+            problem.explain(format!(
+                "{}: the body is larger than {bytes_max} bytes; what JSON escapes is shorter in base64",
+                Error::RequestTooLarge.message()
+            ));
+        }
+        problem
+    })?;
     // serde would take a list for a struct, its items for the fields in order.
     if !bytes.trim_ascii_start().starts_with(b"{") {
         return Err(Problem::new(INVALID_BODY, "the body is not a JSON object"));
@@ -89,20 +116,24 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<Bytes, Problem> {
-    let announced = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced = announced(headers);
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
     if announced.is_none_or(|announced| announced <= bytes_max as u64) {
+        let begun = Instant::now();
         loop {
-            let Some(data) = next(&mut body).await? else {
+            let length = first.len() + all.len();
+            let due = begun + PAUSE_MAX + Duration::from_secs(length as u64 / BYTES_PER_SECOND_MIN);
+            let Some(data) = next(&mut body, due).await? else {
+                if announced.is_some_and(|announced| announced != length as u64) {
+                    return Err(Problem::new(INVALID_BODY, "the body broke off"));
+                }
                 return Ok(if all.is_empty() { first } else { all.freeze() });
             };
-            if first.len() + all.len() + data.len() > bytes_max {
+            if length + data.len() > bytes_max {
                 break;
             }
-            if all.is_empty() && first.is_empty() {
+            if length == 0 {
                 // Most bodies come in one piece, which then is not copied.
                 first = data;
             } else {
@@ -112,11 +143,10 @@ async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<B
                 all.extend_from_slice(&data);
             }
         }
-    }
-    drop((first, all));
-    if announced.is_none_or(|announced| announced <= DRAINED_BYTES_MAX) {
-        // Whatever comes of it, the answer is the same.
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, drain(&mut body)).await;
+        drop((first, all));
+        drain(&mut body).await;
+    } else {
+        forgo(headers, body).await;
     }
     let mut problem = Problem::from(Error::RequestTooLarge);
     problem.explain(format!(
@@ -126,9 +156,11 @@ async fn read(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Result<B
     Err(problem)
 }
 
+/// Whatever comes of it, the answer is the same.
 async fn drain(body: &mut Body) {
+    let due = Instant::now() + DRAIN_TIMEOUT;
     let mut drained = 0;
-    while let Ok(Some(data)) = next(body).await {
+    while let Ok(Some(data)) = next(body, due).await {
         drained += data.len() as u64;
         if drained > DRAINED_BYTES_MAX {
             return;
@@ -137,17 +169,20 @@ async fn drain(body: &mut Body) {
 }
 
 /// The next piece with data in it; `None` at the end.
-async fn next(body: &mut Body) -> Result<Option<Bytes>, Problem> {
+async fn next(body: &mut Body, due: Instant) -> Result<Option<Bytes>, Problem> {
     loop {
         let frame = std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context));
-        let frame = match tokio::time::timeout(PAUSE_MAX, frame).await {
+        let frame = match tokio::time::timeout_at(due.min(Instant::now() + PAUSE_MAX), frame).await {
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
                 return Err(Problem::new(INVALID_BODY, format!("the body broke off: {error}")));
             }
             Ok(None) => return Ok(None),
             Err(_) => {
-                let detail = format!("nothing came for {} s", PAUSE_MAX.as_secs());
+                let detail = format!(
+                    "nothing came for {} s, or less than {BYTES_PER_SECOND_MIN} bytes a second",
+                    PAUSE_MAX.as_secs()
+                );
                 return Err(Problem::new(BODY_TIMEOUT, detail));
             }
         };

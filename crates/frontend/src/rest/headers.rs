@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{ACCEPT, IF_MATCH, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::operations::{Operation, RequestField};
 use super::problem::{NOT_ACCEPTABLE, Problem};
 
 /// The ETag of a key's version: the revision that wrote it, which is unique in the store.
@@ -53,8 +54,9 @@ impl Conditions {
         self.if_none_match == Some(Tags::Any)
     }
 
-    /// The same conditions for a transaction, all of which must hold for the key to be written.
-    pub(super) fn compares(&self, key: &Bytes) -> Result<Vec<Compare>, Problem> {
+    /// The same conditions for a transaction, all of which must hold for the key to be written. Of several ETags that may
+    /// match, it is that of `seen`, if that is one of them: a transaction asks for one.
+    pub(super) fn compares(&self, key: &Bytes, seen: Option<Revision>) -> Vec<Compare> {
         let compare = |result: CompareResult, revision| Compare {
             result: result as i32,
             target: CompareTarget::Mod as i32,
@@ -67,12 +69,12 @@ impl Conditions {
             None => {}
             Some(Tags::Any) => compares.push(compare(CompareResult::Greater, 0)),
             // A weak tag never matches here (RFC 9110, 13.1.1), nor does one that is not ours; no key has revision -1.
-            Some(Tags::Some(tags)) => match tags[..] {
-                [Tag { revision, weak }] => {
-                    compares.push(compare(CompareResult::Equal, revision.filter(|_| !weak).unwrap_or(-1)));
-                }
-                _ => return Err(Problem::header("if-match", "If-Match takes one ETag here, or *")),
-            },
+            Some(Tags::Some(tags)) => {
+                let mut strong = tags.iter().filter(|tag| !tag.weak).filter_map(|tag| tag.revision);
+                let first = strong.clone().next();
+                let revision = strong.find(|revision| Some(*revision) == seen).or(first);
+                compares.push(compare(CompareResult::Equal, revision.unwrap_or(-1)));
+            }
         }
         match &self.if_none_match {
             None => {}
@@ -82,7 +84,7 @@ impl Conditions {
                 compares.extend(ours.map(|revision| compare(CompareResult::NotEqual, revision)));
             }
         }
-        Ok(compares)
+        compares
     }
 
     /// What they say of a read of a version.
@@ -108,6 +110,21 @@ impl Conditions {
     }
 }
 
+/// Refuses conditions on a write that does not look at them: whoever states one relies on it.
+pub(super) fn check_conditions(operation: &Operation, headers: &HeaderMap) -> Result<(), Problem> {
+    if operation.method == http::Method::GET {
+        return Ok(());
+    }
+    for (name, shown) in [(IF_MATCH, "if-match"), (IF_NONE_MATCH, "if-none-match")] {
+        let takes = |field: &&RequestField| field.name.eq_ignore_ascii_case(shown);
+        if headers.contains_key(&name) && !operation.fields.iter().any(takes) {
+            let detail = "this operation takes no conditions: use PUT or DELETE of one key, or a transaction";
+            return Err(Problem::header(shown, detail));
+        }
+    }
+    Ok(())
+}
+
 /// What becomes of a conditional read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Read {
@@ -130,11 +147,14 @@ fn tags(headers: &HeaderMap, name: &HeaderName, shown: &'static str) -> Result<O
             )
         };
         let text = value.to_str().map_err(|_| wrong("it is not text"))?;
+        // Lists may have empty elements (RFC 9110, 5.6.1.2), but not be empty.
+        let skip = |text: &str| -> usize { text.len() - text.trim_start_matches([',', ' ', '\t']).len() };
         let mut rest = text.trim();
         if rest == "*" {
             any = true;
             continue;
         }
+        rest = &rest[skip(rest)..];
         loop {
             let (weak, quoted) = match rest.strip_prefix("W/") {
                 Some(quoted) => (true, quoted),
@@ -153,10 +173,12 @@ fn tags(headers: &HeaderMap, name: &HeaderName, shown: &'static str) -> Result<O
                 .filter(|revision: &i64| revision.to_string() == tag && *revision > 0);
             tags.push(Tag { revision, weak });
             rest = after.trim_start();
-            match rest.strip_prefix(',') {
-                Some(next) => rest = next.trim_start(),
-                None if rest.is_empty() => break,
-                None => return Err(wrong("there is something behind an ETag")),
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err(wrong("there is something behind an ETag"));
+            }
+            rest = &rest[skip(rest)..];
+            if rest.is_empty() {
+                break;
             }
         }
         if tags.len() > TAGS_MAX {
@@ -256,7 +278,7 @@ mod tests {
         let key = Bytes::from_static(b"k");
         let compares = |pairs: &[(&'static str, &str)]| {
             let conditions = Conditions::of(&headers(pairs)).expect("they are well formed");
-            let compares = conditions.compares(&key).expect("they fit a transaction");
+            let compares = conditions.compares(&key, Some(9));
             let plain = |compare: Compare| match compare.target_union {
                 Some(TargetUnion::ModRevision(revision)) => (compare.result, revision),
                 other => panic!("it compares {other:?}"),
@@ -279,25 +301,17 @@ mod tests {
             compares(&[("if-match", "\"7\""), ("if-none-match", "\"8\"")]),
             [(equal, 7), (not_equal, 8)]
         );
+        // Of several the one that the key was seen to have; the first if it has none of them.
+        assert_eq!(compares(&[("if-match", "\"7\", \"9\", W/\"8\"")]), [(equal, 9)]);
+        assert_eq!(compares(&[("if-match", "\"7\", \"8\", W/\"9\"")]), [(equal, 7)]);
+        assert_eq!(compares(&[("if-match", " ,, \"7\" ,")]), [(equal, 7)]);
     }
 
     #[test]
     fn malformed_conditions_are_refused() {
-        for value in [
-            "7",
-            "\"7",
-            "\"7\" \"8\"",
-            "\"7\",",
-            "*, \"7\"",
-            "\"7 8\"",
-            "w/\"7\"",
-            ",",
-            "",
-        ] {
+        for value in ["7", "\"7", "\"7\" \"8\"", "*, \"7\"", "\"7 8\"", "w/\"7\"", ",", ""] {
             assert!(Conditions::of(&headers(&[("if-match", value)])).is_err(), "{value}");
         }
-        let two = Conditions::of(&headers(&[("if-match", "\"7\", \"8\"")])).expect("it is well formed");
-        assert!(two.compares(&Bytes::from_static(b"k")).is_err());
         let many = vec!["\"7\""; TAGS_MAX + 1].join(",");
         assert!(Conditions::of(&headers(&[("if-none-match", &many)])).is_err());
     }

@@ -105,7 +105,6 @@ fn respond(status: StatusCode, fields: HeaderMap, body: Body) -> Response {
 pub(super) async fn put<S: Store>(call: Call<S>) -> Result<Response, Problem> {
     let encoding = call.encoding();
     let conditions = Conditions::of(&call.headers)?;
-    let compares = conditions.compares(&call.argument)?;
     let keep_lease = call.parameters.flag("keep_lease");
     if keep_lease && call.parameters.has("lease") {
         return Err(Problem::new(INVALID_REQUEST, "lease and keep_lease exclude each other"));
@@ -124,7 +123,8 @@ pub(super) async fn put<S: Store>(call: Call<S>) -> Result<Response, Problem> {
         let response = call.store.put(put).await?;
         (response.header.unwrap_or_default().revision, response.prev_kv)
     } else {
-        let (revision, done) = conditionally(&call.store, &call.argument, compares, RequestOpKind::Put(put)).await?;
+        let write = RequestOpKind::Put(put);
+        let (revision, done) = conditionally(&call.store, &call.argument, &conditions, write).await?;
         let prev = match done {
             ResponseOpKind::Put(put) => put.prev_kv,
             _ => None,
@@ -145,7 +145,6 @@ pub(super) async fn put<S: Store>(call: Call<S>) -> Result<Response, Problem> {
 pub(super) async fn delete<S: Store>(call: Call<S>) -> Result<Response, Problem> {
     let encoding = call.encoding();
     let conditions = Conditions::of(&call.headers)?;
-    let compares = conditions.compares(&call.argument)?;
     body::none(&call.headers, call.body).await?;
     let with_prev = call.parameters.flag("prev");
     let delete = DeleteRangeRequest {
@@ -159,7 +158,7 @@ pub(super) async fn delete<S: Store>(call: Call<S>) -> Result<Response, Problem>
         (done.header.clone().unwrap_or_default().revision, done)
     } else {
         let delete = RequestOpKind::DeleteRange(delete);
-        match conditionally(&call.store, &call.argument, compares, delete).await? {
+        match conditionally(&call.store, &call.argument, &conditions, delete).await? {
             (revision, ResponseOpKind::DeleteRange(done)) => (revision, done),
             (revision, _) => (revision, Default::default()),
         }
@@ -177,37 +176,46 @@ pub(super) async fn delete<S: Store>(call: Call<S>) -> Result<Response, Problem>
     }))
 }
 
-/// Carries a write of a key out if all compares hold; otherwise says how the key is, as of the same revision.
+/// Carries a write of a key out if its conditions hold; otherwise says how the key is, as of the same revision.
 async fn conditionally<S: Store>(
     store: &S,
     key: &Bytes,
-    compare: Vec<api::kv::Compare>,
+    conditions: &Conditions,
     write: RequestOpKind,
 ) -> Result<(Revision, ResponseOpKind), Problem> {
+    let op = |kind| vec![RequestOp { request: Some(kind) }];
     let look = RangeRequest {
         key: key.clone(),
         keys_only: true,
         ..Default::default()
     };
-    let op = |kind| vec![RequestOp { request: Some(kind) }];
-    let request = TxnRequest {
-        compare,
-        success: op(write),
-        failure: op(RequestOpKind::Range(look)),
-    };
-    request.validate(store.limits().txn_ops_max)?;
-    let TxnResponse {
-        header,
-        succeeded,
-        responses,
-    } = store.txn(request).await?;
-    let done = responses.into_iter().next().and_then(|response| response.response);
-    match done {
-        Some(done) if succeeded => Ok((header.unwrap_or_default().revision, done)),
-        Some(ResponseOpKind::Range(found)) => {
-            let revision = found.kvs.first().map_or(0, |kv| kv.mod_revision);
-            Err(Problem::precondition_failed(revision))
+    let mut seen = None;
+    loop {
+        let request = TxnRequest {
+            compare: conditions.compares(key, seen),
+            success: op(write.clone()),
+            failure: op(RequestOpKind::Range(look.clone())),
+        };
+        request.validate(store.limits().txn_ops_max)?;
+        let TxnResponse {
+            header,
+            succeeded,
+            responses,
+        } = store.txn(request).await?;
+        let done = responses.into_iter().next().and_then(|response| response.response);
+        let found = match done {
+            Some(done) if succeeded => return Ok((header.unwrap_or_default().revision, done)),
+            Some(ResponseOpKind::Range(found)) => found.kvs.first().map_or(0, |kv| kv.mod_revision),
+            _ => 0,
+        };
+        // Of several ETags that it may have it has another than the one that was tried. Each of them is tried at most once
+        // after it was seen, for revisions only rise.
+        if found == 0
+            || seen.is_some_and(|seen| seen >= found)
+            || conditions.compares(key, Some(found)) == conditions.compares(key, seen)
+        {
+            return Err(Problem::precondition_failed(found));
         }
-        _ => Err(Problem::precondition_failed(0)),
+        seen = Some(found);
     }
 }

@@ -37,53 +37,71 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
     }
     body::none(&call.headers, call.body).await?;
     let store = &call.store;
-    let mut attempt = Attempt::new(store);
-    let (lease, ttl) = match call.parameters.lease() {
-        0 => {
-            let request = LeaseGrantRequest {
-                ttl: ttl.unwrap_or(line::SESSION_TTL_S),
-                id: 0,
-            };
-            let granted = store.lease_grant(request).await?;
-            attempt.has_granted(granted.id);
-            (granted.id, Some(granted.ttl))
-        }
-        lease => (lease, None),
-    };
     let line = Line::new(&call.argument);
-    let key = line.key(lease);
-    let joined = line.join(store, &key, lease).await?;
+    let joining = (store.clone(), line.clone(), call.parameters.lease());
+    let entered = line::see_through(async move {
+        let (store, line, lease) = joining;
+        let mut attempt = Attempt::new(&store);
+        let (lease, ttl) = match lease {
+            0 => {
+                let request = LeaseGrantRequest {
+                    ttl: ttl.unwrap_or(line::SESSION_TTL_S),
+                    id: 0,
+                };
+                let granted = store.lease_grant(request).await?;
+                attempt.has_granted(granted.id);
+                (granted.id, Some(granted.ttl))
+            }
+            lease => (lease, None),
+        };
+        let key = line.key(lease);
+        let joined = line.join(&store, &key, lease).await?;
+        if joined.is_new {
+            attempt.has_joined(&key, joined.revision);
+        }
+        Ok::<_, Error>((attempt, lease, ttl, key, joined))
+    });
+    let (attempt, lease, ttl, key, joined) = entered.await?;
     let revision = joined.revision;
-    if joined.is_new {
-        attempt.has_joined(&key, revision);
-    }
     if !joined.is_first {
+        // The lease that was granted for it is looked after whatever the client may do by now.
+        let member = store.on_behalf_of_member();
         let mut stop = pin!(crate::service::stopped(call.shared.stopping.clone()));
         let waited = tokio::select! {
             waited = tokio::time::timeout(wait, line.wait(store, revision)) => waited,
-            error = keep_alive(store, lease, ttl) => Ok(Err(error.into())),
+            error = keep_alive(&member, lease, ttl) => Ok(Err(error.into())),
             () = &mut stop => Ok(Err(Error::Stopped.into())),
         };
-        match waited {
-            Ok(waited) => waited?,
-            Err(_) => {
-                let first = store.range(line.first()).await?;
-                let holder = first.kvs.first().map(HolderBody::new);
-                attempt.undo().await?;
-                return Err(Problem::lock_held(holder));
+        let timed_out = waited.is_err();
+        if let Ok(waited) = waited {
+            if matches!(waited, Err(WaitError::Store(Error::Stopped))) {
+                // Before the answer: after it there may be no time left.
+                let _ = attempt.undo().await;
+                return Err(Error::Stopped.into());
             }
+            waited?;
         }
         // The lease may have ended meanwhile, and the place with it.
-        let own = store.range(line::get(&key)).await?;
+        let own = line::read(store, &line::get(&key)).await?;
         if own.kvs.first().is_none_or(|kv| kv.create_revision != revision) {
             return Err(Problem::new(
                 LEASE_NOT_FOUND,
                 "the lease ended while it waited for the lock",
             ));
         }
+        if timed_out {
+            let first = line::read(store, &line.first()).await?;
+            let first = first.kvs.first();
+            // Its turn may have come at the last moment.
+            if first.is_none_or(|first| first.create_revision != revision) {
+                let holder = first.map(HolderBody::new);
+                attempt.undo().await?;
+                return Err(Problem::lock_held(holder));
+            }
+        }
         if ttl.is_some() {
             // Whoever waited has its whole time from now on.
-            store.lease_keep_alive(lease).await?;
+            member.lease_keep_alive(lease).await?;
         }
     }
     attempt.keep();

@@ -163,6 +163,16 @@ fn responses(operation: &Operation, with_bodies: bool) -> Map<String, Value> {
             .collect();
         let mut described = Map::new();
         described.insert("description".to_owned(), lines.join(" ").into());
+        let field = match status {
+            401 => Some("WWW-Authenticate"),
+            412 => Some("ETag"),
+            429 | 503 => Some("Retry-After"),
+            _ => None,
+        };
+        if let Some(field) = field {
+            let reference = json!({"$ref": format!("#/components/headers/{field}")});
+            described.insert("headers".to_owned(), json!({field: reference}));
+        }
         if with_bodies {
             described.insert(
                 "content".to_owned(),
@@ -232,7 +242,7 @@ fn headers() -> Map<String, Value> {
         let schema = match *name {
             "ETag" => json!({"type": "string", "pattern": "^\"[1-9][0-9]*\"$"}),
             "Metastore-Lease" => lease_schema(),
-            "Link" | "Location" => json!({"type": "string"}),
+            "Link" | "Location" | "WWW-Authenticate" => json!({"type": "string"}),
             _ => json!({"type": "integer", "format": "int64", "minimum": 1}),
         };
         ((*name).to_owned(), json!({"description": about, "schema": schema}))
@@ -286,7 +296,9 @@ pub(super) fn schemas() -> BTreeMap<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::parameters::Parameters;
     use super::*;
+    use regex::Regex;
     use std::collections::BTreeSet;
 
     /// Every reference leads somewhere, every id and every path is there once.
@@ -337,6 +349,19 @@ mod tests {
             for parameter in operation.parameters {
                 if let Kind::Time { min_ms, max_ms } = parameter.kind {
                     assert!(matches!(min_ms, 0 | 100) && max_ms == 300_000, "{}", parameter.name);
+                    let pattern = kind_schema(parameter.kind)["pattern"].as_str().map(Regex::new);
+                    let pattern = pattern.expect("a pattern").expect("it is well formed");
+                    let numbers = (0..=300_002).map(|ms| format!("{ms}ms"));
+                    let numbers = numbers.chain((0..=302).flat_map(|s| [format!("{s}s"), s.to_string()]));
+                    let numbers = numbers.chain((0..=7).map(|m| format!("{m}m")));
+                    let odd = [
+                        "", "s", "ms", "01s", "00", "1h", "1 s", "-1s", "1.5s", "+1s", "1S", "0x1s",
+                    ];
+                    for text in numbers.chain(odd.map(str::to_owned)) {
+                        let query = format!("{}={}", parameter.name, text.replace('+', "%2B").replace(' ', "%20"));
+                        let taken = Parameters::parse(&query, operation.parameters).is_ok();
+                        assert_eq!(taken, pattern.is_match(&text), "{query}");
+                    }
                 }
             }
         }

@@ -265,6 +265,8 @@ pub(super) const FIELDS: &[(&str, &str)] = &[
         "The lease that the key is attached to, in hexadecimal; not there if there is none.",
     ),
     ("Metastore-Revision", "The store's revision when it answered."),
+    ("Retry-After", "After how many seconds to send the request again."),
+    ("WWW-Authenticate", "How to say who asks: Basic or Bearer."),
     (
         "Link",
         "The following page (rel=next), where it is known before the list is sent.",
@@ -288,6 +290,8 @@ pub(super) const COMMON_PROBLEMS: &[&ProblemType] = &[
     INVALID_HEADER,
     UNAUTHENTICATED,
     PERMISSION_DENIED,
+    FOREIGN_ORIGIN,
+    MISDIRECTED,
     TOO_MANY_REQUESTS,
     INTERNAL,
     CORRUPT,

@@ -301,10 +301,14 @@ impl Selection {
         };
         let is_empty = end.as_ref().is_some_and(|end| *end <= start) || end.as_deref() == Some(&[0]);
         if is_empty {
+            // Somewhere among the keys that are spoken of, which the client may have rights to; and written so that etcd's
+            // notation cannot mean anything else.
+            let place = if prefix.is_empty() { start } else { prefix };
+            let place = Some(place).filter(|place| !matches!(&place[..], [] | [0]));
+            let place = place.unwrap_or(Bytes::from_static(&[1]));
             return Ok(Selection {
-                // Written so that etcd's notation cannot mean anything else.
-                key: Bytes::from_static(&[1]),
-                range_end: Bytes::from_static(&[1]),
+                key: place.clone(),
+                range_end: place,
                 is_all: false,
                 is_empty,
             });

@@ -69,6 +69,8 @@ problem_types! {
         "Send user and password (Basic), or a valid token (Bearer) from POST /api/v1/auth/token.";
     PERMISSION_DENIED = "permission-denied", 403, PermissionDenied, Fix, "The user may not do this",
         "Have an administrator grant the user a role that allows it.";
+    FOREIGN_ORIGIN = "foreign-origin", 403, PermissionDenied, Fix, "Pages of that origin may not do this",
+        "Have an operator add the origin to --cors, and send POST by a script that sets Content-Type: application/json.";
     NO_SUCH_PATH = "no-such-path", 404, NotFound, Fix, "There is nothing at this path",
         "Look the path up in /api/v1/docs.";
     KEY_NOT_FOUND = "key-not-found", 404, NotFound, Fix, "There is no such key",
@@ -96,6 +98,8 @@ problem_types! {
         "Send less at once; the server's --max-request-bytes is the limit.";
     UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type", 415, InvalidArgument, Fix, "The body's form is not understood",
         "Send application/json where JSON is expected, and no Content-Encoding.";
+    MISDIRECTED = "misdirected", 421, InvalidArgument, Fix, "This server does not go by that name",
+        "Use a name of --host-whitelist, or TLS.";
     TOO_MANY_REQUESTS = "too-many-requests", 429, Unknown, Retry, "The server has too much to do",
         "Wait for the time in Retry-After, twice as long each time, and send the request again.";
     INTERNAL = "internal", 500, Internal, GiveUp, "The server failed",
@@ -376,6 +380,51 @@ mod tests {
             assert!(seen.insert(kind.slug), "{} comes twice", kind.slug);
             assert!((400..600).contains(&kind.status), "{}", kind.slug);
         }
+    }
+
+    /// Clients compare these: what is here stays as it is, and new ones are added.
+    #[test]
+    fn types_are_the_released_ones() {
+        let types: Vec<_> = ALL
+            .iter()
+            .map(|kind| format!("{} {} {}", kind.slug, kind.status, kind.code as i32))
+            .collect();
+        let released = [
+            "invalid-parameter 400 3",
+            "unknown-parameter 400 3",
+            "invalid-path 400 3",
+            "invalid-header 400 3",
+            "invalid-body 400 3",
+            "invalid-request 400 3",
+            "future-revision 400 11",
+            "unauthenticated 401 16",
+            "permission-denied 403 7",
+            "foreign-origin 403 7",
+            "no-such-path 404 5",
+            "key-not-found 404 5",
+            "lease-not-found 404 5",
+            "lock-not-held 404 5",
+            "not-found 404 5",
+            "method-not-allowed 405 12",
+            "not-acceptable 406 3",
+            "body-timeout 408 4",
+            "conflict 409 9",
+            "lock-held 409 9",
+            "revision-compacted 410 11",
+            "precondition-failed 412 9",
+            "too-large 413 3",
+            "unsupported-media-type 415 3",
+            "misdirected 421 3",
+            "too-many-requests 429 2",
+            "internal 500 13",
+            "corrupt 500 15",
+            "not-supported 501 12",
+            "unavailable 503 14",
+            "not-a-voter 503 9",
+            "timeout 504 14",
+            "no-space 507 8",
+        ];
+        assert_eq!(types, released);
     }
 
     /// A status tells a client whose fault it was, and the store's own word on that must agree.

@@ -1,10 +1,10 @@
 //! Transactions: `POST /api/v1/txn`.
 
-use api::Store;
 use api::kv::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, RequestOpKind,
     SortOrder, SortTarget, TargetUnion, TxnRequest,
 };
+use api::{Error, Store};
 use axum::response::Response;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::json::{TxnResultBody, read_bytes};
 use super::parameters::{Selection, lease};
 use super::problem::{INVALID_BODY, Problem};
-use super::{Call, body, json_response};
+use super::{Call, body, compact_revision, json_response};
 
 /// If all compares hold then `then`, else `else`: one atomic step, at one revision.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -286,6 +286,17 @@ fn lease_of(name: &str, id: &str, zero: bool) -> Result<i64, Problem> {
 
 impl CompareBody {
     fn into_compare(mut self) -> Result<Compare, Problem> {
+        let texts = [&self.key, &self.prefix, &self.start, &self.end];
+        let base64 = [
+            &self.key_base64,
+            &self.prefix_base64,
+            &self.start_base64,
+            &self.end_base64,
+        ];
+        if texts.into_iter().chain(base64).all(Option::is_none) {
+            let detail = "a compare says of which key: key, or prefix, start and end; \"prefix\": \"\" is all keys";
+            return Err(Problem::new(INVALID_BODY, detail));
+        }
         let selection = self.selection()?;
         let relation = match self.op {
             Relation::Equal => CompareResult::Equal,
@@ -434,7 +445,11 @@ pub(super) async fn txn<S: Store>(call: Call<S>) -> Result<Response, Problem> {
     let request: TxnBody = body::json(&call.headers, call.body, call.store.limits()).await?;
     let (request, shapes) = request.into_request()?;
     request.validate(call.store.limits().txn_ops_max)?;
-    let response = call.store.txn(request).await?;
+    let response = match call.store.txn(request).await {
+        // One of its reads is of a revision before it.
+        Err(Error::Compacted) => return Err(Problem::compacted(compact_revision(&call.store, 1).await)),
+        response => response?,
+    };
     Ok(json_response(&TxnResultBody::new(&response, encoding, &shapes)))
 }
 

@@ -50,6 +50,9 @@ const PROGRESS_PAUSE_MIN: Duration = Duration::from_millis(2);
 /// Pieces of an event stream are about this large, in bytes; one change of one key exceeds it.
 const PIECE_BYTES: usize = 64 << 10;
 
+/// They are sent in parts of this size, in bytes: a client must take one each [`STALL_MAX`].
+const PART_BYTES: usize = 16 << 10;
+
 /// A long poll returns once it has this many changes, whole revisions only.
 const POLL_EVENTS_MAX: usize = 1000;
 
@@ -101,8 +104,15 @@ pub(super) async fn watch<S: Store>(call: Call<S>) -> Result<Response, Problem> 
         None => {
             negotiate(&call.headers, &[EVENT_STREAM])?;
             let heartbeat = call.parameters.time("heartbeat").unwrap_or(HEARTBEAT);
-            let has_history = told < created.revision;
-            stream(&call.shared, watcher, told, has_history, heartbeat, call.encoding()).await
+            stream(
+                &call.shared,
+                watcher,
+                told,
+                created.revision,
+                heartbeat,
+                call.encoding(),
+            )
+            .await
         }
     }
 }
@@ -163,12 +173,12 @@ async fn stream<S: Store>(
     shared: &Arc<Shared<S>>,
     mut watcher: S::Watch,
     told: Revision,
-    has_history: bool,
+    now: Revision,
     heartbeat: Duration,
     encoding: Encoding,
 ) -> Result<Response, Problem> {
     // If history is gone the answer says so, and is no stream.
-    let first = match has_history {
+    let first = match told < now {
         true => begin(&mut watcher).await,
         false => None,
     };
@@ -181,6 +191,7 @@ async fn stream<S: Store>(
         sender,
         encoding,
         told,
+        begins_later: told > now,
     };
     tokio::spawn(session.run(watcher, first, heartbeat, shared.stopping.clone()));
     let pieces = stream::unfold(receiver, |mut receiver| async move {
@@ -207,6 +218,8 @@ struct Session {
     encoding: Encoding,
     /// Everything up to this revision was told.
     told: Revision,
+    /// That revision has not happened yet.
+    begins_later: bool,
 }
 
 /// The stream is to end: its client is gone or takes nothing.
@@ -224,10 +237,14 @@ impl Session {
         let mut beat = tokio::time::interval_at(Instant::now() + heartbeat, heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // At once, so that the client knows where it stands even if nothing happens for long.
-        let hello = format!(
-            "retry: 1000\nid: {}\nevent: progress\ndata: {{\"revision\":{}}}\n\n",
-            self.told, self.told
-        );
+        let hello = match self.begins_later {
+            false => format!(
+                "retry: 1000\nid: {}\nevent: progress\ndata: {{\"revision\":{}}}\n\n",
+                self.told, self.told
+            ),
+            // Nothing can be said of revisions that do not exist yet.
+            true => "retry: 1000\n\n".to_owned(),
+        };
         if self.send(hello.into()).await.is_err() {
             return;
         }
@@ -269,7 +286,16 @@ impl Session {
         );
     }
 
-    async fn send(&self, piece: Bytes) -> Result<(), Gone> {
+    /// Sends it in small parts: that a slow client takes some of it all the time must show.
+    async fn send(&self, mut piece: Bytes) -> Result<(), Gone> {
+        while piece.len() > PART_BYTES {
+            let part = piece.split_to(PART_BYTES);
+            self.send_part(part).await?;
+        }
+        self.send_part(piece).await
+    }
+
+    async fn send_part(&self, piece: Bytes) -> Result<(), Gone> {
         match self.sender.send_timeout(piece, STALL_MAX).await {
             Ok(()) => Ok(()),
             Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(Gone),

@@ -52,14 +52,14 @@ fn serve(
     (served, stop)
 }
 
-struct Client {
-    requests: SendRequest<Bytes>,
+pub(crate) struct Client {
+    pub(crate) requests: SendRequest<Bytes>,
     served: Served,
     stop: oneshot::Sender<()>,
 }
 
 impl Client {
-    async fn new(store: Fake, options: Options) -> Self {
+    pub(crate) async fn new(store: Fake, options: Options) -> Self {
         let (client, server) = tokio::io::duplex(64 << 10);
         let (served, stop) = serve(server, store, ConnectionSettings::default(), options);
         Client {

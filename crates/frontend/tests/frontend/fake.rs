@@ -17,7 +17,7 @@ use bytes::Bytes;
 #[derive(Clone)]
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
-    /// What puts of the key "wait" wait for.
+    /// What puts of keys that begin with "wait" wait for.
     pub(crate) release: Arc<tokio::sync::Notify>,
     limits: Arc<Limits>,
 }
@@ -253,6 +253,10 @@ impl Store for Fake {
         Ok(self.clone())
     }
 
+    fn on_behalf_of_member(&self) -> Self {
+        self.clone()
+    }
+
     async fn check_user(&self) -> Result<()> {
         match self.state().auth_is_on {
             true => Err(Error::UserEmpty),
@@ -328,7 +332,7 @@ impl Store for Fake {
     }
 
     async fn put(&self, request: PutRequest) -> Result<PutResponse> {
-        if &*request.key == b"wait" {
+        if request.key.starts_with(b"wait") {
             self.release.notified().await;
         }
         let mut state = self.state();
@@ -367,14 +371,18 @@ impl Store for Fake {
         })
     }
 
-    /// Knows what the services here send: compares of create revisions, and at most one write, in either branch.
+    /// Knows what the services here send: compares of revisions for equality, and at most one write, in either branch.
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse> {
         let mut responses = Vec::new();
         let now = self.state().check(0)?;
         let holds = |compare: &Compare| {
             let found = self.state().read(Span::Key(&compare.key), now);
-            let created = found.first().map_or(0, |kv| kv.create_revision);
-            compare.target_union == Some(TargetUnion::CreateRevision(created))
+            let (created, modified) = found.first().map_or((0, 0), |kv| (kv.create_revision, kv.mod_revision));
+            match compare.target_union {
+                Some(TargetUnion::CreateRevision(revision)) => revision == created,
+                Some(TargetUnion::ModRevision(revision)) => revision == modified,
+                _ => false,
+            }
         };
         let succeeded = request.compare.iter().all(holds);
         for op in if succeeded { request.success } else { request.failure } {

@@ -115,6 +115,51 @@ async fn a_lock_call_that_is_given_up_leaves_the_line() {
     keys_become(&store, &["l/1"]).await;
 }
 
+/// A place that is taken only after the call was given up is left as well; one that its lease had before is not.
+#[tokio::test]
+async fn a_call_that_is_given_up_while_it_joins_leaves_the_line() {
+    let store = store_with(&[1]);
+    let channel = connect(store.clone(), Options::default()).await;
+    let name: bytes::Bytes = "wait".into();
+    let (locks, elections) = (LockClient::new(channel.clone()), ElectionClient::new(channel));
+    for campaigns in [false, true] {
+        for is_old in [false, true] {
+            let before = store.state().header().revision;
+            if is_old {
+                // Without a key that is before it: the lease is in line, and first.
+                store.put_one("wait/1", if campaigns { "v" } else { "" });
+            }
+            let (mut locks, mut elections) = (locks.clone(), elections.clone());
+            let name = name.clone();
+            let joining = tokio::spawn(async move {
+                if campaigns {
+                    let value = "v".into();
+                    let request = CampaignRequest { name, lease: 1, value };
+                    drop(elections.campaign(request).await);
+                } else {
+                    drop(locks.lock(LockRequest { name, lease: 1 }).await);
+                }
+            });
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            joining.abort();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if is_old {
+                assert_eq!(store.state().header().revision, before + 1, "{campaigns}");
+                store.delete("wait/1");
+                continue;
+            }
+            assert_eq!(store.state().header().revision, before, "{campaigns}");
+            store.release.notify_one();
+            let gone = async {
+                while store.state().header().revision < before + 2 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            timeout(Duration::from_secs(60), gone).await.expect("it leaves");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_lock_call_ends_when_the_server_stops() {
     let store = store_with(&[1, 2]);

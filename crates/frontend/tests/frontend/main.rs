@@ -11,6 +11,7 @@ mod learner;
 mod lock;
 mod maintenance;
 mod reflection;
+mod rest;
 mod watch;
 mod wire;
 

@@ -11,6 +11,9 @@ use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+
+use crate::document::Document;
 
 /// Far longer than any answer takes; a test must end all the same.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(90);
@@ -50,7 +53,9 @@ impl Answer {
 
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
+        let value = serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"));
+        check_bytes(&value);
+        value
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
@@ -121,7 +126,22 @@ impl Http {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> Answer {
-        Answer::whole(self.begin(method, path, headers, body.into()).await).await
+        let answer = Answer::whole(self.begin(method, path, headers, body.into()).await).await;
+        self.document()
+            .await
+            .check(method, path, answer.status, &answer.headers, Some(&answer.body));
+        answer
+    }
+
+    /// The document that the answers are held against, which is the same for every server.
+    pub(crate) async fn document(&self) -> &'static Document {
+        static DOCUMENT: OnceCell<Document> = OnceCell::const_new();
+        let fetch = async || {
+            let mut http = Http::connect(&format!("http://{}", self.address)).await;
+            let response = http.begin("GET", "/api/v1/openapi.json", &[], Bytes::new()).await;
+            Document::new(Answer::whole(response).await.ok())
+        };
+        DOCUMENT.get_or_init(fetch).await
     }
 
     pub(crate) async fn get(&mut self, path: &str) -> Answer {
@@ -135,12 +155,24 @@ impl Http {
         loop {
             let mut http = Http::connect(&format!("http://{}", self.address)).await;
             let response = http.begin("GET", path, headers, Bytes::new()).await;
-            // A stream that has begun does not end.
-            if response.status() != StatusCode::OK {
-                let problem = Answer::whole(response).await.problem(410, "revision-compacted");
-                if !problem["compact_revision"].is_null() {
-                    return problem;
+            let problem = match response.status() {
+                // A stream that has begun says so in its last event.
+                StatusCode::OK => {
+                    let mut events = Events::new(response.into_body(), http.sender);
+                    loop {
+                        let event = events.next_any().await.expect("it says why it ends");
+                        if event.name == "error" {
+                            assert_eq!(events.next_any().await, None, "it ends");
+                            break event.data;
+                        }
+                        assert_eq!(event.name, "progress", "{event:?}");
+                    }
                 }
+                _ => Answer::whole(response).await.problem(410, "revision-compacted"),
+            };
+            assert_eq!(problem["status"], 410, "{problem}");
+            if !problem["compact_revision"].is_null() {
+                return problem;
             }
             assert!(begun.elapsed() < TIMEOUT, "{path} is not known to be gone");
         }
@@ -174,12 +206,23 @@ impl Http {
         let answer = self.begin("GET", path, headers, Bytes::new()).await;
         assert_eq!(answer.status(), StatusCode::OK, "{answer:?}");
         assert_eq!(answer.headers()["content-type"], "text/event-stream");
-        Events {
-            body: answer.into_body(),
-            text: String::new(),
-            events: VecDeque::new(),
-            _sender: self.sender,
+        self.document().await.check("GET", path, 200, answer.headers(), None);
+        Events::new(answer.into_body(), self.sender)
+    }
+}
+
+/// Keys and values are there as text or in base64, and never as both.
+fn check_bytes(value: &Value) {
+    match value {
+        Value::Object(members) => {
+            for name in ["key", "value"] {
+                let has = |name: &str| members.get(name).is_some_and(Value::is_string);
+                assert!(!(has(name) && has(&format!("{name}_base64"))), "{value}");
+            }
+            members.values().for_each(check_bytes);
         }
+        Value::Array(items) => items.iter().for_each(check_bytes),
+        _ => {}
     }
 }
 
@@ -196,11 +239,23 @@ pub(crate) struct Events {
     body: Incoming,
     text: String,
     events: VecDeque<Event>,
+    /// How many comments have come.
+    pub(crate) comments: usize,
     _sender: SendRequest<Full<Bytes>>,
 }
 
 impl Events {
-    /// The next event whatever it is; `None` at the end of the stream. Comments are passed over.
+    fn new(body: Incoming, sender: SendRequest<Full<Bytes>>) -> Events {
+        Events {
+            body,
+            text: String::new(),
+            events: VecDeque::new(),
+            comments: 0,
+            _sender: sender,
+        }
+    }
+
+    /// The next event whatever it is; `None` at the end of the stream. Comments are passed over, and counted.
     pub(crate) async fn next_any(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -228,6 +283,7 @@ impl Events {
                         Some(("id", id)) => event.id = id.to_owned(),
                         Some(("event", name)) => event.name = name.to_owned(),
                         Some(("data", line)) => data.push(line),
+                        Some(("", _)) => self.comments += 1,
                         _ => {}
                     }
                 }
@@ -235,6 +291,23 @@ impl Events {
                     event.data = serde_json::from_str(&data.join("\n")).expect("data is JSON");
                     self.events.push_back(event);
                 }
+            }
+        }
+    }
+
+    /// Waits for the next comment that shows that the stream lives. Events that come before it are kept.
+    pub(crate) async fn heartbeat(&mut self) {
+        const HEARTBEAT: &str = ": heartbeat\n\n";
+        loop {
+            if let Some(at) = self.text.find(HEARTBEAT) {
+                self.text.replace_range(at..at + HEARTBEAT.len(), "");
+                return;
+            }
+            let frame = tokio::time::timeout(TIMEOUT, self.body.frame()).await;
+            let frame = frame.expect("something comes").expect("the stream goes on");
+            if let Ok(data) = frame.expect("the stream is whole").into_data() {
+                let text = std::str::from_utf8(&data).expect("what is sent is ASCII in these tests");
+                self.text.push_str(text);
             }
         }
     }

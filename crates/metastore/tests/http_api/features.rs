@@ -22,6 +22,9 @@ on_both_engines! { 300;
     locks,
     locks_of_both_protocols,
     users,
+    signed_tokens,
+    users_change_while_a_lock_is_waited_for,
+    limits_of_the_operator,
     members_and_status,
     the_document_and_the_page,
     head_and_options,
@@ -869,6 +872,42 @@ async fn users(storage: Storage) {
     ] {
         http.get(path).await.problem(401, "unauthenticated");
     }
+    // Whatever the document says needs somebody does.
+    let mut open = Vec::new();
+    for (method, path, operation) in http.document().await.operations() {
+        let path = path
+            .replace("{key}", "app/a")
+            .replace("{id}", "1")
+            .replace("{name}", "l");
+        // Such as its document requires, so that nothing else is wrong with it.
+        let path = match (method.as_str(), &*path) {
+            ("DELETE", "/api/v1/locks/l") => "/api/v1/locks/l?lease=1".to_owned(),
+            ("DELETE", "/api/v1/kv") => "/api/v1/kv?all=true".to_owned(),
+            _ => path,
+        };
+        let headers = [("content-type", "application/json")];
+        let body = if operation["requestBody"].is_object() {
+            r#"{"ttl":60}"#
+        } else {
+            ""
+        };
+        if operation["security"] == json!([]) {
+            open.push(format!("{method} {path}"));
+            continue;
+        }
+        let answer = http.send(method.as_str(), &path, &headers, body).await;
+        assert_eq!(answer.status, 401, "{method} {path}: {answer:?}");
+    }
+    assert_eq!(
+        open,
+        [
+            "POST /api/v1/auth/token",
+            "GET /api/v1/docs",
+            "HEAD /api/v1/docs",
+            "GET /api/v1/openapi.json",
+            "HEAD /api/v1/openapi.json",
+        ]
+    );
     for path in ["/api/v1/docs", "/api/v1/openapi.json"] {
         assert_eq!(http.get(path).await.status, 200);
     }
@@ -899,6 +938,9 @@ async fn users(storage: Storage) {
             .send("GET", "/api/v1/watch?prefix=app/&from_revision=2&wait=60s", &ann, "")
             .await;
         assert_eq!(polled.ok()["events"][0]["key"], "app/a");
+        // What no key can be in may be asked for all the same.
+        let none = http.send("GET", "/api/v1/kv?prefix=app/&start=z", &ann, "").await.ok();
+        assert_eq!(none["kvs"], json!([]));
         for (method, path) in [
             ("GET", "/api/v1/kv/other"),
             ("PUT", "/api/v1/kv/other"),
@@ -921,11 +963,223 @@ async fn users(storage: Storage) {
             .await
             .problem(403, "permission-denied");
     }
+    // Up to where history is gone everybody hears who may ask.
+    let ann = [("authorization", &*basic("ann", "ann's password"))];
     let root = [("authorization", &*basic("root", "root's password"))];
+    let now = http.send("PUT", "/api/v1/kv/app/a", &ann, "2").await.ok()["revision"].clone();
+    let mut as_root = etcd_client::Client::connect(
+        [nodes.nodes[0].url()],
+        Some(etcd_client::ConnectOptions::new().with_user("root", "root's password")),
+    )
+    .await
+    .unwrap();
+    as_root.compact(now.as_i64().unwrap(), None).await.unwrap();
+    let json = [ann[0], ("content-type", "application/json")];
+    let txn = json!({"then": [{"get": {"key": "app/a", "revision": 2}}]}).to_string();
+    for (method, path, body) in [
+        ("GET", "/api/v1/kv/app/a?revision=2", ""),
+        ("GET", "/api/v1/kv?prefix=app/&revision=2", ""),
+        ("GET", "/api/v1/kv?prefix=app/&revision=2&count_only=true", ""),
+        ("POST", "/api/v1/txn", &txn),
+    ] {
+        let begun = Instant::now();
+        loop {
+            let answer = http.send(method, path, &json, body.to_owned()).await;
+            let problem = answer.problem(410, "revision-compacted");
+            if problem["compact_revision"] == now {
+                break;
+            }
+            // It looks for that only for a while.
+            assert!(begun.elapsed() < Duration::from_secs(60), "{path}: {problem}");
+        }
+    }
+    // Whoever is gone is nobody, whether or not its password or token was good before.
+    let token = http.send("POST", "/api/v1/auth/token", &ann, "").await.ok()["token"].clone();
+    let by_token = format!("Bearer {}", token.as_str().unwrap());
+    http.send("GET", "/api/v1/kv/app/a", &[("authorization", &by_token)], "")
+        .await
+        .text();
+    as_root.user_change_password("ann", "another").await.unwrap();
+    for old in [ann[0].1, &*by_token] {
+        http.send("GET", "/api/v1/kv/app/a", &[("authorization", old)], "")
+            .await
+            .problem(401, "unauthenticated");
+    }
     assert_eq!(
         keys_of(&http.send("GET", "/api/v1/kv", &root, "").await.ok()),
         ["app/a", "other"]
     );
+}
+
+/// Of a signed token there is nothing to remember: it is for the users and roles of when it was given.
+async fn signed_tokens(storage: Storage) {
+    let dir = temp_dir();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "a secret that is long enough for what signs with it").unwrap();
+    let flag = format!("--auth-token=jwt,sign-method=HS256,priv-key={},ttl=1h", key.display());
+    let nodes = Nodes::start_with(storage, 1, &["--bcrypt-cost=4", &flag]);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    etcd.user_add("root", "secret", None).await.unwrap();
+    etcd.user_grant_role("root", "root").await.unwrap();
+    etcd.auth_enable().await.unwrap();
+    let by_password = [("authorization", &*basic("root", "secret"))];
+    let token = async |http: &mut Http| {
+        let given = http.send("POST", "/api/v1/auth/token", &by_password, "").await.ok();
+        format!("Bearer {}", given["token"].as_str().unwrap())
+    };
+    let old = token(&mut http).await;
+    http.send("PUT", "/api/v1/kv/k", &[("authorization", &old)], "v")
+        .await
+        .ok();
+    let mut as_root = etcd_client::Client::connect(
+        [nodes.nodes[0].url()],
+        Some(etcd_client::ConnectOptions::new().with_user("root", "secret")),
+    )
+    .await
+    .unwrap();
+    as_root.role_add("any").await.unwrap();
+    for (method, path) in [
+        ("GET", "/api/v1/kv/k"),
+        ("PUT", "/api/v1/kv/k"),
+        ("GET", "/api/v1/watch"),
+    ] {
+        let refused = http.send(method, path, &[("authorization", &old)], "w").await;
+        let problem = refused.problem(401, "unauthenticated");
+        assert_eq!(problem["action"], "fix", "{method} {path}");
+    }
+    let new = token(&mut http).await;
+    assert_eq!(
+        http.send("GET", "/api/v1/kv/k", &[("authorization", &new)], "")
+            .await
+            .text(),
+        "v"
+    );
+}
+
+/// Who waits for a lock does so whatever becomes of other users meanwhile; and if it may not any more, nothing of it is
+/// left.
+async fn users_change_while_a_lock_is_waited_for(storage: Storage) {
+    let nodes = Nodes::start_with(storage, 1, &["--bcrypt-cost=4"]);
+    let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
+    for user in ["root", "ann"] {
+        etcd.user_add(user, "secret", None).await.unwrap();
+    }
+    etcd.user_grant_role("root", "root").await.unwrap();
+    etcd.role_add("app").await.unwrap();
+    etcd.role_grant_permission("app", Permission::read_write("app/").with_prefix())
+        .await
+        .unwrap();
+    etcd.user_grant_role("ann", "app").await.unwrap();
+    etcd.auth_enable().await.unwrap();
+    let root = [("authorization", &*basic("root", "secret"))];
+    let mut as_root = etcd_client::Client::connect(
+        [nodes.nodes[0].url()],
+        Some(etcd_client::ConnectOptions::new().with_user("root", "secret")),
+    )
+    .await
+    .unwrap();
+    // Once while another user is granted something, once while this one loses everything.
+    for loses in [false, true] {
+        let held = http
+            .send("POST", "/api/v1/locks/app/lock?ttl=3600", &root, "")
+            .await
+            .ok();
+        let mut waiter = nodes.http().await;
+        let waiting = tokio::spawn(async move {
+            let ann = [("authorization", &*basic("ann", "secret"))];
+            waiter
+                .send("POST", "/api/v1/locks/app/lock?wait=300s&ttl=3600", &ann, "")
+                .await
+        });
+        let begun = Instant::now();
+        while http.send("GET", "/api/v1/locks/app/lock", &root, "").await.ok()["waiting"] != 1 {
+            assert!(begun.elapsed() < Duration::from_secs(60) && !waiting.is_finished());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if loses {
+            as_root.user_revoke_role("ann", "app").await.unwrap();
+        } else {
+            as_root.role_add("other").await.unwrap();
+        }
+        let held = held["lease"].as_str().unwrap();
+        http.send("DELETE", &format!("/api/v1/locks/app/lock?lease={held}"), &root, "")
+            .await
+            .ok();
+        let answer = waiting.await.unwrap();
+        if loses {
+            answer.problem(403, "permission-denied");
+            let begun = Instant::now();
+            while http.send("GET", "/api/v1/locks/app/lock", &root, "").await.ok()["held"] == true {
+                assert!(
+                    begun.elapsed() < Duration::from_secs(60),
+                    "nobody holds it, for an hour"
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        } else {
+            let lease = answer.ok()["lease"].as_str().unwrap().to_owned();
+            http.send("DELETE", &format!("/api/v1/leases/{lease}"), &root, "")
+                .await
+                .ok();
+        }
+    }
+}
+
+/// What an operator allows holds here too.
+async fn limits_of_the_operator(storage: Storage) {
+    let args = [
+        "--max-txn-ops=2",
+        "--max-request-bytes=4000",
+        "--quota-backend-bytes=40000",
+    ];
+    let nodes = Nodes::start_with(storage, 1, &args);
+    let mut http = nodes.http().await;
+    let puts = |count: usize| {
+        let puts: Vec<_> = (0..count).map(|at| json!({"put": {"key": format!("k{at}")}})).collect();
+        json!({"then": puts})
+    };
+    http.post_json("/api/v1/txn", &puts(2)).await.ok();
+    http.post_json("/api/v1/txn", &puts(3))
+        .await
+        .problem(400, "invalid-request");
+    http.put("/api/v1/kv/large", vec![b'x'; 3000]).await.ok();
+    http.put("/api/v1/kv/large", vec![b'x'; 4001])
+        .await
+        .problem(413, "too-large");
+    let mut http = nodes.http().await;
+    let mut written = 0;
+    let full = loop {
+        let answer = http.put(&format!("/api/v1/kv/fill/{written}"), vec![b'x'; 3000]).await;
+        if answer.status != 200 {
+            break answer;
+        }
+        written += 1;
+        assert!(written < 100, "the quota is 40000 bytes");
+    };
+    assert_eq!(full.problem(507, "no-space")["action"], "retry");
+    let json = [("content-type", "application/json")];
+    let lease = http.send("POST", "/api/v1/leases", &json, r#"{"ttl":60}"#).await;
+    lease.problem(507, "no-space");
+    // What makes room goes on.
+    let deleted = http.delete("/api/v1/kv?prefix=fill/").await.ok();
+    assert_eq!(deleted["deleted"], written);
+    assert_eq!(http.get("/api/v1/kv/large").await.body.len(), 3000);
+    let status = http.get("/api/v1/status").await.ok();
+    assert!(
+        status["errors"][0]
+            .as_str()
+            .is_some_and(|error| error.contains("NOSPACE")),
+        "{status}"
+    );
+    // And it is counted.
+    let metrics = http.get("/metrics").await;
+    for line in [
+        r#"metastore_http_requests_total{code="507",operation="putKey"} 1"#,
+        r#"metastore_http_requests_total{code="413",operation="putKey"} 1"#,
+        r#"metastore_http_request_duration_seconds_count{operation="deleteKeys"} 1"#,
+    ] {
+        assert!(metrics.text().lines().any(|shown| shown == line), "{line}");
+    }
 }
 
 async fn members_and_status(storage: Storage) {
@@ -966,6 +1220,9 @@ async fn the_document_and_the_page(storage: Storage) {
     assert!(page.text().contains("/api/v1/kv/{key}"));
     let moved = http.get("/api/v1").await;
     assert_eq!((moved.status, moved.header("location")), (303, "/api/v1/docs"));
+    let refused = http.delete("/api/v1").await;
+    refused.problem(405, "method-not-allowed");
+    assert_eq!(refused.header("allow"), "GET, HEAD");
 }
 
 async fn head_and_options(storage: Storage) {
@@ -1216,16 +1473,74 @@ async fn addresses_of_its_own() {
     for path in ["/health", "/version", "/metrics", "/"] {
         http.get(path).await.problem(404, "no-such-path");
     }
-    let headers = [("content-type", "application/grpc")];
-    http.send("POST", "/etcdserverpb.KV/Range", &headers, "")
+    http.send("POST", "/v3/kv/range", &[("content-type", "application/json")], "{}")
         .await
         .problem(404, "no-such-path");
+    // Over HTTP/2, as gRPC is spoken.
+    for path in [
+        "/etcdserverpb.KV/Range",
+        "/etcdserverpb.KV/Put",
+        "/etcdserverpb.Lease/LeaseKeepAlive",
+    ] {
+        let grpc = "content-type: application/grpc";
+        let no_message = ["--data-binary", "", "-w", " %{http_code} %{content_type}"];
+        let args = [
+            &["--http2-prior-knowledge", "-H", grpc, "-H", "te: trailers"][..],
+            &no_message,
+        ]
+        .concat();
+        let (said, code) = curl(&[&args[..], &[&format!("{url}{path}")]].concat());
+        assert!(
+            code == 0 && said.contains("no-such-path") && said.ends_with(" 404 application/problem+json"),
+            "{path}: {said}"
+        );
+    }
     let curl = std::process::Command::new("curl")
         .args(["-s", "--http2-prior-knowledge", "-w", " %{http_version}"])
         .arg(format!("{url}/api/v1/kv/k"))
         .output()
         .expect("curl runs");
     assert_eq!(String::from_utf8_lossy(&curl.stdout), "v 2");
+}
+
+/// Over HTTP/2 values may be as large as over HTTP/1.1 and no larger, of whatever type they say they are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_values_over_http2() {
+    let nodes = Nodes::start(Storage::Memory, 1);
+    let dir = temp_dir();
+    let path = format!("{}/api/v1/kv/k", nodes.nodes[0].url());
+    for (size, status) in [(1_500_000, " 200"), (1_572_865, " 413"), (5 << 20, " 413")] {
+        let file = dir.path().join("value");
+        std::fs::write(&file, vec![b'x'; size]).unwrap();
+        for more in [
+            &["-H", "content-type: application/grpc"][..],
+            &["-H", "expect: 100-continue"],
+            &[],
+        ] {
+            let value = format!("@{}", file.display());
+            let put = [
+                "--http2-prior-knowledge",
+                "-w",
+                " %{http_code}",
+                "-X",
+                "PUT",
+                "--data-binary",
+                &value,
+                &path,
+            ];
+            let (said, code) = curl(&[more, &put].concat());
+            assert!(said.ends_with(status), "{size} {more:?}: {said} {code}");
+        }
+        let read = curl(&[
+            "--http2-prior-knowledge",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{size_download}",
+            &path,
+        ]);
+        assert_eq!(read.0, "1500000");
+    }
 }
 
 /// A page's script may call from the origins that `--cors` names, and from no other.

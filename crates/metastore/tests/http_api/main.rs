@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod client;
+mod cluster;
+mod document;
 mod examples;
 mod features;
 mod nodes;

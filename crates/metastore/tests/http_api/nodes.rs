@@ -9,6 +9,7 @@ use crate::support::{Node, PATIENT, Setup, Storage, free_port, temp_dir};
 /// Running members of one cluster.
 pub(crate) struct Nodes {
     pub(crate) nodes: Vec<Node>,
+    setups: Vec<Setup>,
     _dir: TempDir,
 }
 
@@ -48,7 +49,21 @@ impl Nodes {
         for node in &mut nodes {
             node.wait_ready();
         }
-        Nodes { nodes, _dir: dir }
+        Nodes {
+            nodes,
+            setups,
+            _dir: dir,
+        }
+    }
+
+    /// Starts members that were stopped again, with the data that they had.
+    pub(crate) fn start_again(&mut self, which: &[usize]) {
+        for &at in which {
+            self.nodes[at] = self.setups[at].spawn();
+        }
+        for &at in which {
+            self.nodes[at].wait_ready();
+        }
     }
 
     /// Where tests write by HTTP: another member than the one that they read from, if there are several.

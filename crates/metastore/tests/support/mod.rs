@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, ConnectOptions, Error};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 use tempfile::TempDir;
 
 /// How long a node may take to become ready. Far more than it needs; a test must end all the same.
@@ -27,6 +27,14 @@ pub(crate) const PATIENT: [&str; 2] = ["--heartbeat-interval=100", "--election-t
 /// What the log says once clients are served.
 const READY: &str = "serving client traffic";
 const POLL: Duration = Duration::from_millis(2);
+
+/// Lets this process have as many file descriptors as it may. Returns how many.
+pub(crate) fn raise_limit() -> u64 {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("it may be raised that far");
+    limit.current.unwrap_or(u64::MAX)
+}
 
 /// What holds the data of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
