@@ -5,7 +5,9 @@
 //! before its own. It watches the youngest of those before it, so that a key that goes wakes one contender, not all.
 
 use std::future::{Future, poll_fn};
+use std::time::Duration;
 
+use api::error::ErrorKind;
 use api::kv::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, EventType, KeyValue, LeaseRevokeRequest, PutRequest,
     RangeRequest, RangeResponse, RequestOp, RequestOpKind, ResponseHeader, ResponseOp, ResponseOpKind, SortOrder,
@@ -14,12 +16,22 @@ use api::kv::{
 use api::store::{Events, WatchCreate, WatchError, WatchOutput, WatchStream};
 use api::{Error, LeaseId, Revision, Store};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 /// How long the lease of a contender that brought none lives, in seconds (etcd's `defaultSessionTTL`).
 pub(crate) const SESSION_TTL_S: i64 = 60;
 
+/// How long to try to take back what a contender got that gave up.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long whoever gives up waits for that.
+const UNDO_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The first pause before it is tried again.
+const UNDO_PAUSE_MIN: Duration = Duration::from_millis(50);
+
 /// How often something is tried again because users or roles changed meanwhile.
-const TRIES_MAX: usize = 5;
+pub(crate) const TRIES_MAX: usize = 5;
 
 /// Why waiting came to nothing.
 #[derive(Debug)]
@@ -322,10 +334,22 @@ impl<S: Store> Attempt<S> {
         self.place = Some((key.clone(), revision));
     }
 
-    /// Undoes it, whoever still waits for that, and says whether that went well.
-    pub(crate) async fn undo(mut self) -> Result<(), Error> {
-        let (store, place, granted) = (self.store.clone(), self.place.take(), self.granted.take());
-        see_through(async move { undo(&store, place, granted).await }).await
+    /// Undoes it, whoever still waits for that. Returns once it is done, or after [`UNDO_PATIENCE`], after which it goes on.
+    pub(crate) async fn undo(mut self) {
+        if let Some(undoing) = self.begin_undo() {
+            let _ = tokio::time::timeout(UNDO_PATIENCE, undoing).await;
+        }
+    }
+
+    /// Has what is left undone on a task of its own.
+    fn begin_undo(&mut self) -> Option<tokio::task::JoinHandle<()>> {
+        let (place, granted) = (self.place.take(), self.granted.take());
+        if place.is_none() && granted.is_none() {
+            return None;
+        }
+        let store = self.store.clone();
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        Some(runtime.spawn(async move { undo(&store, place, granted).await }))
     }
 
     /// The contender stays.
@@ -335,40 +359,33 @@ impl<S: Store> Attempt<S> {
     }
 }
 
-async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Option<LeaseId>) -> Result<(), Error> {
-    let mut tries = 0;
+/// Writes until it is written, or for [`UNDO_TIMEOUT`]: when the cluster is busy or without a leader many give up at once.
+async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Option<LeaseId>) {
+    let begun = Instant::now();
+    let mut pause = UNDO_PAUSE_MIN;
     loop {
         let undone = match (&place, granted) {
             // The place goes with it.
             (_, Some(id)) => store.lease_revoke(LeaseRevokeRequest { id }).await.map(drop),
             (Some((key, revision)), None) => store.txn(resignation(key, *revision)).await.map(drop),
-            (None, None) => return Ok(()),
+            (None, None) => return,
         };
         match undone {
-            Err(Error::AuthOldRevision) if tries < TRIES_MAX => tries += 1,
-            Ok(()) | Err(Error::LeaseNotFound) => return Ok(()),
-            Err(error) => return Err(error),
+            Ok(()) | Err(Error::LeaseNotFound) => return,
+            Err(error) if error.kind() == ErrorKind::Retry && begun.elapsed() < UNDO_TIMEOUT => {}
+            Err(error) => {
+                tracing::warn!(%error, "a contender that gave up stays in line until its lease ends");
+                return;
+            }
         }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(UNDO_PATIENCE);
     }
 }
 
 impl<S: Store> Drop for Attempt<S> {
     fn drop(&mut self) {
-        let (place, granted) = (self.place.take(), self.granted.take());
-        if place.is_none() && granted.is_none() {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        let store = self.store.clone();
-        // One write for each attempt that was given up, and the store bounds how long it takes. Should it fail, the key
-        // goes with its lease.
-        runtime.spawn(async move {
-            if let Err(error) = undo(&store, place, granted).await {
-                tracing::debug!(%error, "a contender that gave up stays in line until its lease ends");
-            }
-        });
+        drop(self.begin_undo());
     }
 }
 

@@ -1167,7 +1167,8 @@ impl Observer for Metrics {
         self.http_times
             .with_label_values(&[operation])
             .observe(took.as_secs_f64());
-        if took > self.slow_request && !waits {
+        // Of what was refused, most of the time may be that of its body.
+        if took > self.slow_request && !waits && status.is_success() {
             tracing::warn!(
                 "time spent" = ?took,
                 "response type" = format!("/api/v1 {operation}"),

@@ -88,28 +88,23 @@ impl<S: Store> election_server::Election for Election<S> {
 async fn campaign<S: Store>(store: &S, name: Bytes, lease: LeaseId, value: Bytes) -> Result<CampaignResponse, Status> {
     let line = Line::new(&name);
     let key = line.key(lease);
-    let request = TxnRequest {
-        compare: vec![line::created_at(&key, 0)],
-        success: vec![line::put_op(&key, value.clone(), lease)],
-        // Whoever has the lease may be in line, or lead, already.
-        failure: vec![line::range_op(line::get(&key))],
-    };
-    let joining = (store.clone(), key.clone());
-    let joined = line::see_through(async move {
-        let (store, key) = joining;
-        let mut attempt = Attempt::new(&store);
-        let joined = line::txn(&store, request).await?;
-        if joined.succeeded {
-            attempt.has_joined(&key, line::revision(joined.header.as_ref()));
-        }
-        Ok((attempt, joined))
-    });
-    let (mut attempt, joined) = joined.await.map_err(status)?;
+    let joined = line::txn(
+        store,
+        TxnRequest {
+            compare: vec![line::created_at(&key, 0)],
+            success: vec![line::put_op(&key, value.clone(), lease)],
+            // Whoever has the lease may be in line, or lead, already.
+            failure: vec![line::range_op(line::get(&key))],
+        },
+    )
+    .await
+    .map_err(status)?;
     let known = line::found(joined.responses.first()).first();
     let revision = match known {
         Some(kv) => kv.create_revision,
         None => line::revision(joined.header.as_ref()),
     };
+    let mut attempt = Attempt::new(store);
     attempt.has_joined(&key, revision);
     if known.is_some_and(|kv| kv.value != value) {
         proclaim(store, &key, revision, lease, value).await?;

@@ -62,25 +62,15 @@ impl<S: Store> lock_server::Lock for Lock<S> {
 
 async fn lock<S: Store>(store: &S, line: &Line, lease: LeaseId) -> Result<LockResponse, Status> {
     let key = line.key(lease);
-    let joining = (line.clone(), store.clone(), key.clone());
-    let joined = line::see_through(async move {
-        let (line, store, key) = joining;
-        let mut attempt = Attempt::new(&store);
-        // Whoever has the lease may be in line, or have the lock, already.
-        let joined = line.join(&store, &key, lease).await?;
-        if joined.is_new {
-            attempt.has_joined(&key, joined.revision);
-        }
-        Ok((attempt, joined))
-    });
-    let (mut attempt, joined) = joined.await.map_err(status)?;
+    // Whoever has the lease may be in line, or have the lock, already.
+    let joined = line.join(store, &key, lease).await.map_err(status)?;
     if joined.is_first {
-        attempt.keep();
         return Ok(LockResponse {
             header: joined.header,
             key,
         });
     }
+    let mut attempt = Attempt::new(store);
     attempt.has_joined(&key, joined.revision);
     line.wait(store, joined.revision).await.map_err(wait_status)?;
     // The lease may have ended meanwhile.

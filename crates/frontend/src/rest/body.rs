@@ -50,25 +50,25 @@ fn announced(headers: &HeaderMap) -> Option<u64> {
 
 /// Reads the raw bytes of a value.
 pub(super) async fn value(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, Problem> {
+    if let Err(problem) = check_value(headers) {
+        forgo(headers, body).await;
+        return Err(problem);
+    }
+    read(headers, body, limits.request_bytes_max).await
+}
+
+fn check_value(headers: &HeaderMap) -> Result<(), Problem> {
     if headers.contains_key(CONTENT_RANGE) {
         return Err(Problem::header("content-range", "a part of a value cannot be written"));
     }
-    check_encoding(headers)?;
-    read(headers, body, limits.request_bytes_max).await
+    check_encoding(headers)
 }
 
 /// Reads JSON.
 pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<T, Problem> {
-    check_encoding(headers)?;
-    let media_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
-    let is_json = media_type.is_some_and(|value| {
-        let value = value.split(|byte| *byte == b';').next().unwrap_or_default();
-        value.trim_ascii().eq_ignore_ascii_case(b"application/json")
-    });
-    if !is_json {
-        // Not taken for granted: a browser would send other types on behalf of any page, without asking first.
-        let detail = "the header field Content-Type must say application/json (curl --json does)";
-        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, detail));
+    if let Err(problem) = check_json(headers) {
+        forgo(headers, body).await;
+        return Err(problem);
     }
     let bytes_max = limits
         .request_bytes_max
@@ -88,6 +88,21 @@ pub(super) async fn json<T: DeserializeOwned>(headers: &HeaderMap, body: Body, l
         return Err(Problem::new(INVALID_BODY, "the body is not a JSON object"));
     }
     serde_json::from_slice(&bytes).map_err(|error| Problem::new(INVALID_BODY, error.to_string()))
+}
+
+fn check_json(headers: &HeaderMap) -> Result<(), Problem> {
+    check_encoding(headers)?;
+    let media_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+    let is_json = media_type.is_some_and(|value| {
+        let value = value.split(|byte| *byte == b';').next().unwrap_or_default();
+        value.trim_ascii().eq_ignore_ascii_case(b"application/json")
+    });
+    if !is_json {
+        // Not taken for granted: a browser would send other types on behalf of any page, without asking first.
+        let detail = "the header field Content-Type must say application/json (curl --json does)";
+        return Err(Problem::new(UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    Ok(())
 }
 
 /// Takes the body of a request that needs none, and wants it to be empty.

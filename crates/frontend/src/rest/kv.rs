@@ -104,12 +104,13 @@ fn respond(status: StatusCode, fields: HeaderMap, body: Body) -> Response {
 
 pub(super) async fn put<S: Store>(call: Call<S>) -> Result<Response, Problem> {
     let encoding = call.encoding();
+    // The body first, whatever else is wrong: a client that still sends finds a closed connection instead of its answer.
+    let value = body::value(&call.headers, call.body, call.store.limits()).await?;
     let conditions = Conditions::of(&call.headers)?;
     let keep_lease = call.parameters.flag("keep_lease");
     if keep_lease && call.parameters.has("lease") {
         return Err(Problem::new(INVALID_REQUEST, "lease and keep_lease exclude each other"));
     }
-    let value = body::value(&call.headers, call.body, call.store.limits()).await?;
     let put = PutRequest {
         key: call.argument.clone(),
         value,

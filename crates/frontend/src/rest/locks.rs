@@ -9,11 +9,15 @@ use std::time::Duration;
 use api::kv::{DeleteRangeRequest, LeaseGrantRequest, RangeRequest};
 use api::{Error, LeaseId, Store};
 use axum::response::Response;
+use tokio::time::Instant;
 
 use super::json::{AcquiredBody, DoneBody, HolderBody, KeyBody, LockBody, hex};
 use super::problem::{INVALID_PARAMETER, INVALID_REQUEST, LEASE_NOT_FOUND, LOCK_NOT_HELD, Problem};
 use super::{Call, body, json_response};
 use crate::line::{self, Attempt, Line, WaitError};
+
+/// How often a place in line is taken that somebody gives up again.
+const JOINS_MAX: usize = 5;
 
 /// How many of those who wait are named.
 const WAITERS_MAX: i64 = 100;
@@ -38,71 +42,81 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
     body::none(&call.headers, call.body).await?;
     let store = &call.store;
     let line = Line::new(&call.argument);
-    let joining = (store.clone(), line.clone(), call.parameters.lease());
-    let entered = line::see_through(async move {
-        let (store, line, lease) = joining;
-        let mut attempt = Attempt::new(&store);
-        let (lease, ttl) = match lease {
-            0 => {
-                let request = LeaseGrantRequest {
-                    ttl: ttl.unwrap_or(line::SESSION_TTL_S),
-                    id: 0,
-                };
-                let granted = store.lease_grant(request).await?;
+    let (mut attempt, lease, ttl) = match call.parameters.lease() {
+        0 => {
+            let granting = store.clone();
+            let request = LeaseGrantRequest {
+                ttl: ttl.unwrap_or(line::SESSION_TTL_S),
+                id: 0,
+            };
+            let granted = line::see_through(async move {
+                let mut attempt = Attempt::new(&granting);
+                let granted = granting.lease_grant(request).await?;
                 attempt.has_granted(granted.id);
-                (granted.id, Some(granted.ttl))
-            }
-            lease => (lease, None),
-        };
-        let key = line.key(lease);
-        let joined = line.join(&store, &key, lease).await?;
-        if joined.is_new {
-            attempt.has_joined(&key, joined.revision);
+                Ok::<_, Error>((attempt, granted))
+            });
+            let (attempt, granted) = granted.await?;
+            (attempt, granted.id, Some(granted.ttl))
         }
-        Ok::<_, Error>((attempt, lease, ttl, key, joined))
-    });
-    let (attempt, lease, ttl, key, joined) = entered.await?;
-    let revision = joined.revision;
-    if !joined.is_first {
-        // The lease that was granted for it is looked after whatever the client may do by now.
-        let member = store.on_behalf_of_member();
-        let mut stop = pin!(crate::service::stopped(call.shared.stopping.clone()));
+        lease => (Attempt::new(store), lease, None),
+    };
+    let key = line.key(lease);
+    // The lease that was granted for it is looked after whatever the client may do by now.
+    let member = store.on_behalf_of_member();
+    let due = Instant::now() + wait;
+    let mut stop = pin!(crate::service::stopped(call.shared.stopping.clone()));
+    let (mut joins, mut has_waited) = (0, false);
+    let revision = loop {
+        // A client that goes meanwhile leaves a place of its own lease behind, as with etcd: it may have asked again
+        // already, and then that is the place that it was told of.
+        let joined = line.join(store, &key, lease).await?;
+        joins += 1;
+        let revision = joined.revision;
+        if joined.is_new {
+            attempt.has_joined(&key, revision);
+        }
+        if joined.is_first {
+            break revision;
+        }
         let waited = tokio::select! {
-            waited = tokio::time::timeout(wait, line.wait(store, revision)) => waited,
+            waited = tokio::time::timeout_at(due, line.wait(store, revision)) => waited,
             error = keep_alive(&member, lease, ttl) => Ok(Err(error.into())),
-            () = &mut stop => Ok(Err(Error::Stopped.into())),
-        };
-        let timed_out = waited.is_err();
-        if let Ok(waited) = waited {
-            if matches!(waited, Err(WaitError::Store(Error::Stopped))) {
+            () = &mut stop => {
                 // Before the answer: after it there may be no time left.
-                let _ = attempt.undo().await;
+                attempt.undo().await;
                 return Err(Error::Stopped.into());
             }
+        };
+        has_waited = true;
+        let timed_out = waited.is_err();
+        if let Ok(waited) = waited {
             waited?;
         }
-        // The lease may have ended meanwhile, and the place with it.
         let own = line::read(store, &line::get(&key)).await?;
-        if own.kvs.first().is_none_or(|kv| kv.create_revision != revision) {
-            return Err(Problem::new(
-                LEASE_NOT_FOUND,
-                "the lease ended while it waited for the lock",
-            ));
+        let is_in_line = own.kvs.first().is_some_and(|kv| kv.create_revision == revision);
+        if is_in_line && !timed_out {
+            break revision;
         }
-        if timed_out {
+        // The place may be gone, with its lease or because another call of the same lease gave it up. Whether the lease
+        // lives shows when it joins again.
+        if is_in_line || joins == JOINS_MAX {
             let first = line::read(store, &line.first()).await?;
             let first = first.kvs.first();
             // Its turn may have come at the last moment.
-            if first.is_none_or(|first| first.create_revision != revision) {
-                let holder = first.map(HolderBody::new);
-                attempt.undo().await?;
-                return Err(Problem::lock_held(holder));
+            if is_in_line && first.is_some_and(|first| first.create_revision == revision) {
+                break revision;
             }
+            let holder = first.map(HolderBody::new);
+            attempt.undo().await;
+            return Err(Problem::lock_held(holder));
         }
-        if ttl.is_some() {
-            // Whoever waited has its whole time from now on.
-            member.lease_keep_alive(lease).await?;
-        }
+    };
+    // Whoever waited has its whole time from now on.
+    if has_waited && ttl.is_some() && !is_kept(&member, lease).await? {
+        return Err(Problem::new(
+            LEASE_NOT_FOUND,
+            "the lease ended while it waited for the lock",
+        ));
     }
     attempt.keep();
     Ok(json_response(&AcquiredBody {
@@ -111,6 +125,18 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
         ttl,
         revision,
     }))
+}
+
+/// Gives a lease its whole time; `false` if it has ended.
+async fn is_kept<S: Store>(member: &S, lease: LeaseId) -> Result<bool, Error> {
+    let mut tries = 0;
+    loop {
+        match member.lease_keep_alive(lease).await {
+            // Users or roles changed meanwhile.
+            Err(Error::AuthOldRevision) if tries < line::TRIES_MAX => tries += 1,
+            kept => return Ok(kept?.ttl > 0),
+        }
+    }
 }
 
 /// Keeps the lease that was granted to somebody in line alive. Ends only with an error.

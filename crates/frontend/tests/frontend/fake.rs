@@ -431,8 +431,15 @@ impl Store for Fake {
         })
     }
 
-    async fn lease_revoke(&self, _: LeaseRevokeRequest) -> Result<LeaseRevokeResponse> {
-        Err(Error::LeaseNotFound)
+    /// Knows of no keys that go with it.
+    async fn lease_revoke(&self, request: LeaseRevokeRequest) -> Result<LeaseRevokeResponse> {
+        let mut state = self.state();
+        state.check(0)?;
+        let at = state.leases.iter().position(|lease| *lease == request.id);
+        state.leases.remove(at.ok_or(Error::LeaseNotFound)?);
+        Ok(LeaseRevokeResponse {
+            header: Some(state.header()),
+        })
     }
 
     /// Answers with an hour for even ids, after letting others run, but for ids from 1,000 on. Panics for 666.
