@@ -334,10 +334,16 @@ impl<S: Store> Attempt<S> {
         self.place = Some((key.clone(), revision));
     }
 
-    /// Undoes it, whoever still waits for that. Returns once it is done, or after [`UNDO_PATIENCE`], after which it goes on.
+    /// Undoes it, whoever still waits for that. Returns once it is done; where a lease is to end, after [`UNDO_PATIENCE`] at
+    /// the latest, after which that goes on.
     pub(crate) async fn undo(mut self) {
+        let patience = match self.granted {
+            Some(_) => UNDO_PATIENCE,
+            // Its client may take the same place again as soon as it has its answer. The store bounds how long this takes.
+            None => Duration::MAX,
+        };
         if let Some(undoing) = self.begin_undo() {
-            let _ = tokio::time::timeout(UNDO_PATIENCE, undoing).await;
+            let _ = tokio::time::timeout(patience, undoing).await;
         }
     }
 
@@ -359,10 +365,12 @@ impl<S: Store> Attempt<S> {
     }
 }
 
-/// Writes until it is written, or for [`UNDO_TIMEOUT`]: when the cluster is busy or without a leader many give up at once.
+/// Ends a lease that nobody else knows, for [`UNDO_TIMEOUT`] if need be: when the cluster is busy or without a leader many
+/// give up at once. A place of a client's own lease is given back at once or not at all: later the same client may hold the
+/// lock by it.
 async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Option<LeaseId>) {
     let begun = Instant::now();
-    let mut pause = UNDO_PAUSE_MIN;
+    let (mut pause, mut tries) = (UNDO_PAUSE_MIN, 0);
     loop {
         let undone = match (&place, granted) {
             // The place goes with it.
@@ -372,7 +380,11 @@ async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Op
         };
         match undone {
             Ok(()) | Err(Error::LeaseNotFound) => return,
-            Err(error) if error.kind() == ErrorKind::Retry && begun.elapsed() < UNDO_TIMEOUT => {}
+            Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
+                tries += 1;
+                continue;
+            }
+            Err(error) if granted.is_some() && error.kind() == ErrorKind::Retry && begun.elapsed() < UNDO_TIMEOUT => {}
             Err(error) => {
                 tracing::warn!(%error, "a contender that gave up stays in line until its lease ends");
                 return;
