@@ -22,7 +22,7 @@ fn noise(seed: u64) -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "takes a minute and a disk of some GB; run it with --ignored"]
+#[ignore = "writes some GB to the disk, and its bounds are on the memory of the process: run it alone, with --ignored"]
 fn a_million_keys_fit_and_more_take_no_more() {
     let dir = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(dir.path(), FAMILIES, &RocksOptions::default()).unwrap();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Compare, CompareOp, LockOptions, Permission, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Client, Compare, CompareOp, LockOptions, Txn, TxnOp, TxnOpResponse};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::client::{Answer, Events, Http, TIMEOUT};
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, enable_auth};
 use crate::support::{END_TIMEOUT, Node, Storage, code, on_both_engines, status};
 
 on_both_engines! { 600;
@@ -499,15 +499,7 @@ async fn users_at_all_members(storage: Storage) {
     const ANN: &str = "Basic YW5uOnNlY3JldA==";
     let nodes = Nodes::start_with(storage, 3, &["--bcrypt-cost=4"]);
     let mut etcd = nodes.nodes[2].client().await;
-    for user in ["root", "ann"] {
-        etcd.user_add(user, "secret", None).await.unwrap();
-    }
-    etcd.user_grant_role("root", "root").await.unwrap();
-    etcd.role_add("app").await.unwrap();
-    let app = Permission::read_write("app/").with_prefix();
-    etcd.role_grant_permission("app", app).await.unwrap();
-    etcd.user_grant_role("ann", "app").await.unwrap();
-    etcd.auth_enable().await.unwrap();
+    enable_auth(&mut etcd).await;
 
     for round in 0..20 {
         let [giver, taker, third] = [round % 3, (round + 2) % 3, (round + 1) % 3];

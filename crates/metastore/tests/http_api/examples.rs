@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+use crate::nodes::enable_auth;
 use crate::support::{Storage, fresh};
 
 /// What the documentation calls the server.
@@ -86,7 +87,8 @@ fn run_all(file: &str, storage: Storage, at_least: usize) {
     for Example { command, expected } in examples {
         assert!(command.contains("curl"), "{command}");
         if command.contains("--user") && !std::mem::replace(&mut has_users, true) {
-            add_users(node.url());
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
+            runtime.block_on(async { enable_auth(&mut crate::support::client(node.url()).await).await });
         }
         let command = command.replace(SERVER, address);
         let (mut output, mut complaint) = run(&command);
@@ -105,25 +107,6 @@ fn run_all(file: &str, storage: Storage, at_least: usize) {
             expected.join("\n"),
         );
     }
-}
-
-/// Turns auth on: root, and Ann, who may read and write what begins with `app/`.
-fn add_users(url: &str) {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
-    runtime.block_on(async {
-        let mut etcd = crate::support::client(url).await;
-        for user in ["root", "ann"] {
-            etcd.user_add(user, "secret", None).await.expect("there is none");
-        }
-        etcd.user_grant_role("root", "root").await.expect("both are there");
-        etcd.role_add("app").await.expect("there is none");
-        let permission = etcd_client::Permission::read_write("app/").with_prefix();
-        etcd.role_grant_permission("app", permission)
-            .await
-            .expect("it is there");
-        etcd.user_grant_role("ann", "app").await.expect("both are there");
-        etcd.auth_enable().await.expect("root is there");
-    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use etcd_client::{Compare, CompareOp, LockOptions, Permission, PutOptions, Txn, 
 use serde_json::{Value, json};
 
 use crate::client::Http;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, enable_auth};
 use crate::support::authority::Authority;
 use crate::support::{Setup, Storage, free_port, on_both_engines, temp_dir};
 
@@ -1061,16 +1061,7 @@ async fn signed_tokens(storage: Storage) {
 async fn users_change_while_a_lock_is_waited_for(storage: Storage) {
     let nodes = Nodes::start_with(storage, 1, &["--bcrypt-cost=4"]);
     let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
-    for user in ["root", "ann"] {
-        etcd.user_add(user, "secret", None).await.unwrap();
-    }
-    etcd.user_grant_role("root", "root").await.unwrap();
-    etcd.role_add("app").await.unwrap();
-    etcd.role_grant_permission("app", Permission::read_write("app/").with_prefix())
-        .await
-        .unwrap();
-    etcd.user_grant_role("ann", "app").await.unwrap();
-    etcd.auth_enable().await.unwrap();
+    enable_auth(&mut etcd).await;
     let root = [("authorization", &*basic("root", "secret"))];
     let mut as_root = etcd_client::Client::connect(
         [nodes.nodes[0].url()],
@@ -1376,16 +1367,7 @@ async fn users_by_certificate() {
     let setup = Setup::new(dir.path(), Storage::Memory);
     let _node = node.into_iter().fold(setup, Setup::arg).start();
     let mut etcd = crate::support::client(&format!("http://127.0.0.1:{client_port}")).await;
-    for user in ["root", "ann"] {
-        etcd.user_add(user, "secret", None).await.unwrap();
-    }
-    etcd.user_grant_role("root", "root").await.unwrap();
-    etcd.role_add("app").await.unwrap();
-    etcd.role_grant_permission("app", Permission::read_write("app/").with_prefix())
-        .await
-        .unwrap();
-    etcd.user_grant_role("ann", "app").await.unwrap();
-    etcd.auth_enable().await.unwrap();
+    enable_auth(&mut etcd).await;
 
     let shown = |name: &str, common_name: &str, serial, year| {
         let (certificate, key) = authority.issue_until(name, common_name, serial, year);

@@ -1,10 +1,23 @@
 //! One node, or a cluster of three.
 
-use etcd_client::Client;
+use etcd_client::{Client, Permission};
 use tempfile::TempDir;
 
 use crate::client::Http;
 use crate::support::{Node, PATIENT, Setup, Storage, free_port, temp_dir};
+
+/// Turns auth on: root, and Ann, who may read and write what begins with `app/`; the password of both is `secret`.
+pub(crate) async fn enable_auth(etcd: &mut Client) {
+    for user in ["root", "ann"] {
+        etcd.user_add(user, "secret", None).await.expect("there is none");
+    }
+    etcd.user_grant_role("root", "root").await.expect("both are there");
+    etcd.role_add("app").await.expect("there is none");
+    let app = Permission::read_write("app/").with_prefix();
+    etcd.role_grant_permission("app", app).await.expect("it is there");
+    etcd.user_grant_role("ann", "app").await.expect("both are there");
+    etcd.auth_enable().await.expect("root is there");
+}
 
 /// Running members of one cluster.
 pub(crate) struct Nodes {
