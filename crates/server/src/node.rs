@@ -70,6 +70,8 @@ const LOG_KEEP_BYTES_MAX: u64 = 16 << 30;
 const DIGESTS_MAX: usize = 8192;
 /// How long to wait before it is looked again whether a thread that hashes has its view.
 const VIEW_PAUSE: Duration = Duration::from_millis(1);
+/// How long a member that stops waits for another to lead.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How much more than the reserve must be free before writes are taken again, as a divisor of the reserve.
 const RESERVE_HYSTERESIS: u64 = 8;
 
@@ -517,7 +519,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
     }
 
     /// Hands leadership over, if this member leads and there is another voter, and waits for that, at most an election
-    /// timeout.
+    /// timeout, or [`HAND_OVER_TIMEOUT`] if that is shorter.
     fn hand_over(&self) {
         let shared = &self.shared;
         let leads = || shared.standing().role == Role::Leader;
@@ -528,7 +530,7 @@ impl<E: Engine, L: RaftLog> Node<E, L> {
         shared.work.input(Input::Transfer(0));
         let begun = Instant::now();
         while (leads() || shared.leader.load(Ordering::Acquire) == 0)
-            && begun.elapsed() < shared.config.election_timeout
+            && begun.elapsed() < shared.config.election_timeout.min(HAND_OVER_TIMEOUT)
         {
             std::thread::sleep(Duration::from_millis(1));
         }
