@@ -35,7 +35,18 @@ trap 'exit 130' INT TERM
 start() { # ENGINE
 	finish
 	dir=$(mktemp -d)
-	port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+	# Below what the system gives to clients, which could take it before the node does.
+	port=$(python3 -c '
+import random, socket
+while True:
+    port = random.randrange(20000, 32000)
+    with socket.socket() as s:
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+    print(port)
+    break')
 	url=http://127.0.0.1:$port
 	"$binary" --data-dir "$dir/data" --storage "$1" --listen-client-urls "$url" --advertise-client-urls "$url" \
 		--listen-peer-urls http://127.0.0.1:0 --bcrypt-cost 4 >"$dir/log" 2>&1 &

@@ -218,8 +218,11 @@ async fn long_polls(storage: Storage) {
     let polled = http.get("/api/v1/watch?prefix=p/&wait=100ms").await.ok();
     assert_eq!(polled["events"], json!([]));
     // Many changes come in parts, none of which is lost.
-    for at in 0..2500 {
-        http.put_key("p/many", &at.to_string()).await;
+    let mut etcd = nodes.etcd().await;
+    for first in (0..2500).step_by(100) {
+        let put = |at: usize| TxnOp::put(format!("p/many/{at:04}"), format!("{at:0200}"), None);
+        let puts: Vec<TxnOp> = (first..first + 100).map(put).collect();
+        etcd.txn(Txn::new().and_then(puts)).await.unwrap();
     }
     let mut path = format!("/api/v1/watch?prefix=p/&after_revision={last}&wait=60s");
     let mut seen = 0;
@@ -227,7 +230,7 @@ async fn long_polls(storage: Storage) {
     while seen < 2500 {
         let polled = http.get(&path).await.ok();
         for event in polled["events"].as_array().unwrap() {
-            assert_eq!(event["value"], seen.to_string());
+            assert_eq!(event["value"], format!("{seen:0200}"));
             seen += 1;
         }
         polls += 1;
