@@ -44,6 +44,9 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long an answer waits to learn that the history that it is to begin with is gone. Usually that shows at once.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a long poll looks through history that has nothing for it.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// How long to wait, the first time, before progress is asked for again.
 const PROGRESS_PAUSE_MIN: Duration = Duration::from_millis(2);
 
@@ -146,10 +149,10 @@ async fn next(watcher: &mut impl WatchStream) -> WatchOutput {
     poll_fn(|context| watcher.poll_next(context)).await
 }
 
-/// The first output of a watcher that begins in the past: changes, or word that there were none, or that history is
-/// gone. `None` if it takes too long.
-async fn begin(watcher: &mut impl WatchStream) -> Option<WatchOutput> {
-    let deadline = Instant::now() + BEGIN_TIMEOUT;
+/// The next output of a watcher that may still be caught up: changes, or word that there were none, or that history is
+/// gone. `None` if it takes longer than this.
+async fn begin(watcher: &mut impl WatchStream, patience: Duration) -> Option<WatchOutput> {
+    let deadline = Instant::now() + patience;
     let mut pause = PROGRESS_PAUSE_MIN;
     while Instant::now() < deadline {
         // Dropped while the watcher is still being caught up, so it is asked for again.
@@ -179,7 +182,7 @@ async fn stream<S: Store>(
 ) -> Result<Response, Problem> {
     // If history is gone the answer says so, and is no stream.
     let first = match told < now {
-        true => begin(&mut watcher).await,
+        true => begin(&mut watcher, BEGIN_TIMEOUT).await,
         false => None,
     };
     if let Some(WatchOutput::Compacted { compact_revision, .. }) = first {
@@ -263,8 +266,10 @@ impl Session {
             let closed = self.sender.clone();
             let told = tokio::select! {
                 output = next(&mut watcher) => {
+                    let told = self.tell(output).await;
+                    // What took long to send was a sign of life all the while.
                     beat.reset();
-                    self.tell(output).await
+                    told
                 }
                 _ = beat.tick() => {
                     watcher.request_progress();
@@ -485,17 +490,29 @@ async fn poll<S: Store>(
         }
     }
     if found.is_empty() {
-        watcher.request_progress();
-        match timeout(PROGRESS_TIMEOUT, next(&mut watcher)).await {
-            Ok(WatchOutput::Progress { revision: at, .. }) => revision = revision.max(at),
-            Ok(WatchOutput::Events { events, .. }) => {
+        // With nothing to say of history that takes long to look through, the client would ask for the same for ever.
+        let patience = match revision < current {
+            true => LOOK_TIMEOUT,
+            false => PROGRESS_TIMEOUT,
+        };
+        let output = tokio::select! {
+            biased;
+            output = begin(&mut watcher, patience) => output,
+            () = &mut stop => return Err(Error::Stopped.into()),
+        };
+        match output {
+            Some(WatchOutput::Progress { revision: at, .. }) => revision = revision.max(at),
+            Some(WatchOutput::Events { events, .. }) => {
                 if let Some((last, _)) = by_revision(&events).last() {
                     revision = last;
                 }
                 found.push(events);
             }
+            Some(WatchOutput::Compacted { compact_revision, .. }) => {
+                return Err(Problem::compacted(Some(compact_revision)));
+            }
             // Not caught up yet, or nothing to say: the client asks again from where it was.
-            Ok(WatchOutput::Compacted { .. }) | Err(_) => {}
+            None => {}
         }
     }
     Ok(Changes { revision, found })

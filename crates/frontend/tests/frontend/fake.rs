@@ -19,6 +19,8 @@ pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     /// What puts of keys that begin with "wait" wait for.
     pub(crate) release: Arc<tokio::sync::Notify>,
+    /// What transactions that delete wait for, where the state says so.
+    pub(crate) release_deletes: Arc<tokio::sync::Notify>,
     limits: Arc<Limits>,
 }
 
@@ -50,6 +52,10 @@ pub(crate) struct State {
     pub(crate) leases: Vec<LeaseId>,
     /// How many outputs watch streams have given away.
     pub(crate) outputs: usize,
+    /// So many requests for progress fall on watchers that are still being caught up, and are dropped.
+    pub(crate) progress_dropped: usize,
+    /// Transactions that delete are carried out late.
+    pub(crate) holds_deletes: bool,
     revision: Revision,
     log: Vec<(Revision, Arc<Events>)>,
     watchers: Vec<Waker>,
@@ -95,11 +101,14 @@ impl Fake {
                 auth_is_on: false,
                 leases: Vec::new(),
                 outputs: 0,
+                progress_dropped: 0,
+                holds_deletes: false,
                 revision: 1,
                 log: Vec::new(),
                 watchers: Vec::new(),
             })),
             release: Arc::default(),
+            release_deletes: Arc::default(),
             limits: Arc::new(limits),
         }
     }
@@ -336,10 +345,20 @@ impl Store for Fake {
             self.release.notified().await;
         }
         let mut state = self.state();
-        state.check(0)?;
+        let now = state.check(0)?;
         state.put_by = tokio::task::try_id();
+        let value = match request.ignore_value {
+            true => {
+                state
+                    .read(Span::Key(&request.key), now)
+                    .pop()
+                    .ok_or(Error::KeyNotFound)?
+                    .value
+            }
+            false => request.value,
+        };
         let key = String::from_utf8(request.key.to_vec()).expect("tests use text for keys");
-        state.put_all([(key, request.value.to_vec())]);
+        state.put_all([(key, value.to_vec())]);
         Ok(PutResponse {
             header: Some(state.header()),
             prev_kv: None,
@@ -374,6 +393,11 @@ impl Store for Fake {
     /// Knows what the services here send: compares of revisions for equality, and at most one write, in either branch.
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse> {
         let mut responses = Vec::new();
+        let deletes = |op: &RequestOp| matches!(op.request, Some(RequestOpKind::DeleteRange(_)));
+        let is_late = self.state().holds_deletes && request.success.iter().any(deletes);
+        if is_late {
+            self.release_deletes.notified().await;
+        }
         let now = self.state().check(0)?;
         let holds = |compare: &Compare| {
             let found = self.state().read(Span::Key(&compare.key), now);
@@ -459,10 +483,11 @@ impl Store for Fake {
     }
 
     async fn lease_time_to_live(&self, id: LeaseId, _: bool) -> Result<LeaseTimeToLiveResponse> {
+        let state = self.state();
         Ok(LeaseTimeToLiveResponse {
-            header: Some(self.header()),
+            header: Some(state.header()),
             id,
-            ttl: -1,
+            ttl: if state.leases.contains(&id) { 60 } else { -1 },
             ..Default::default()
         })
     }
@@ -650,7 +675,15 @@ impl WatchStream for FakeWatch {
     }
 
     fn request_progress(&mut self) {
-        if !self.watchers.is_empty() {
+        let left = &mut self
+            .store
+            .state
+            .lock()
+            .expect("no test panics while it holds this")
+            .progress_dropped;
+        if *left > 0 {
+            *left -= 1;
+        } else if !self.watchers.is_empty() {
             self.progress.push(-1);
         }
     }

@@ -444,6 +444,32 @@ async fn a_stream_may_begin_later() {
     assert!(first.starts_with("id: 4\ndata: "), "{first}");
 }
 
+/// Looking through history that has nothing for it takes a poll longer than it is to wait. It gets on all the same, but is
+/// not held up for ever.
+#[tokio::test(start_paused = true)]
+async fn a_short_poll_gets_through_long_history() {
+    let store = store();
+    let last = ["1", "2", "3"].map(|value| store.put_one("other", value))[2];
+    for (dropped, revision, took) in [
+        (0, last, 10..200),
+        (50, last, 1_000..10_000),
+        (usize::MAX, 1, 20_000..21_000),
+    ] {
+        store.state().progress_dropped = dropped;
+        let path = "/api/v1/watch?prefix=k&after_revision=1&wait=10ms";
+        let begun = Instant::now();
+        let response = ask(&store, &Options::default(), request("GET", path, &[], "")).await;
+        let body = response.into_body().collect().await.expect("whole").to_bytes();
+        let polled: Value = serde_json::from_slice(&body).expect("JSON");
+        assert_eq!(
+            (&polled["revision"], &polled["events"]),
+            (&revision.into(), &serde_json::json!([]))
+        );
+        let took_ms = begun.elapsed().as_millis();
+        assert!(took.contains(&took_ms), "{dropped}: {took_ms}");
+    }
+}
+
 /// A client that takes nothing is let go, alone; one that takes a little all the time gets everything.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_nobody_reads_ends() {
