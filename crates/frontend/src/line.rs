@@ -21,8 +21,9 @@ use tokio::time::Instant;
 /// How long the lease of a contender that brought none lives, in seconds (etcd's `defaultSessionTTL`).
 pub(crate) const SESSION_TTL_S: i64 = 60;
 
-/// How long to try to take back what a contender got that gave up.
-const UNDO_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long at least, and at most, to try to take back what a contender got that gave up: as long as it would stay by
+/// itself. How many do so at a time is bounded by how many were in line while there was a quorum.
+const UNDO_TIMEOUT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
 
 /// How long whoever gives up waits for that.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
@@ -61,10 +62,28 @@ pub(crate) struct Joined {
     pub(crate) header: Option<ResponseHeader>,
     /// What created the contender's key.
     pub(crate) revision: Revision,
+    /// What wrote the contender's key for this call. Once another call with the lease writes it, the place is that one's.
+    pub(crate) taken_at: Revision,
     /// The contender was not in line before.
-    pub(crate) is_new: bool,
+    is_new: bool,
     /// Nobody is before it.
     pub(crate) is_first: bool,
+}
+
+impl Joined {
+    /// What a transaction that wrote the contender's key came to; it has looked for that, and for the first in line.
+    fn new(txn: TxnResponse, is_new: bool) -> Self {
+        let taken_at = revision(txn.header.as_ref());
+        let created_at = |at: usize| found(txn.responses.get(at)).first().map(|kv| kv.create_revision);
+        let revision = created_at(1).unwrap_or(taken_at);
+        Joined {
+            revision,
+            taken_at,
+            is_new,
+            is_first: created_at(2).is_none_or(|first| first == revision),
+            header: txn.header,
+        }
+    }
 }
 
 impl Line {
@@ -100,28 +119,84 @@ impl Line {
         }
     }
 
-    /// Takes a place in line, unless the lease has one, and looks whether it is the first.
-    pub(crate) async fn join<S: Store>(&self, store: &S, key: &Bytes, lease: LeaseId) -> Result<Joined, Error> {
-        let first = range_op(self.first());
-        let request = TxnRequest {
-            compare: vec![created_at(key, 0)],
-            success: vec![put_op(key, Bytes::new(), lease), first.clone()],
-            failure: vec![range_op(get(key)), first],
+    /// Takes a place in line, or takes over the one that the lease has, and looks whether it is the first. `value` is what a
+    /// contender says of itself; without one its key keeps what it says. Goes on if nobody waits for it any more, and then
+    /// gives the place back.
+    ///
+    /// To take a place over the key is written anew, which etcd does not do. An earlier call with the same lease may have
+    /// been given up, and what it undoes may be carried out late, by another leader even: it then finds that the place is
+    /// not its own any more.
+    ///
+    /// # Errors
+    /// Those of a transaction, and [`Error::TooManyRequests`] if other calls with the lease come between each time.
+    pub(crate) async fn join<S: Store>(
+        &self,
+        store: &S,
+        mut attempt: Attempt<S>,
+        key: &Bytes,
+        lease: LeaseId,
+        value: Option<Bytes>,
+    ) -> Result<(Attempt<S>, Joined), Error> {
+        let (line, store, key) = (self.clone(), store.clone(), key.clone());
+        let has_granted = attempt.granted.is_some();
+        let taking = async move {
+            let joined = line.take_place(&store, &key, lease, value).await?;
+            // Where the lease came first before this call an earlier one may have told its client so.
+            if joined.is_new || !joined.is_first {
+                attempt.has_place(&key, joined.taken_at);
+            }
+            Ok((attempt, joined))
         };
-        let joined = txn(store, request).await?;
-        let revision = match joined.succeeded {
-            true => revision(joined.header.as_ref()),
-            false => found(joined.responses.first())
-                .first()
-                .map_or(0, |kv| kv.create_revision),
+        match has_granted {
+            // Its lease ends at once, and no place is taken with it after that.
+            true => taking.await,
+            false => see_through(taking).await,
+        }
+    }
+
+    async fn take_place<S: Store>(
+        &self,
+        store: &S,
+        key: &Bytes,
+        lease: LeaseId,
+        value: Option<Bytes>,
+    ) -> Result<Joined, Error> {
+        let again = PutRequest {
+            key: key.clone(),
+            lease,
+            ignore_value: value.is_none(),
+            value: value.unwrap_or_default(),
+            ..Default::default()
         };
-        let first = found(joined.responses.get(1)).first();
-        Ok(Joined {
-            revision,
-            is_new: joined.succeeded,
-            is_first: first.is_none_or(|first| first.create_revision == revision),
-            header: joined.header,
-        })
+        let new = PutRequest {
+            ignore_value: false,
+            ..again.clone()
+        };
+        let looks = [range_op(get(key)), range_op(self.first())];
+        let [new, again] = [new, again].map(|put| [&[put_op(put)], &looks[..]].concat());
+        for _ in 0..TRIES_MAX {
+            let request = TxnRequest {
+                compare: vec![created_at(key, 0)],
+                success: new.clone(),
+                failure: vec![range_op(get(key))],
+            };
+            let looked = txn(store, request).await?;
+            if looked.succeeded {
+                return Ok(Joined::new(looked, true));
+            }
+            // Nobody but those who knew of this version is ousted, however late it is carried out.
+            let seen_at = found(looked.responses.first()).first().map_or(0, |kv| kv.mod_revision);
+            let request = TxnRequest {
+                compare: vec![written_at(key, seen_at)],
+                success: again.clone(),
+                failure: Vec::new(),
+            };
+            let taken_over = txn(store, request).await?;
+            if taken_over.succeeded {
+                return Ok(Joined::new(taken_over, false));
+            }
+        }
+        Err(Error::TooManyRequests)
     }
 
     /// Waits until nobody is before the contender whose key was created at `own`.
@@ -152,6 +227,77 @@ impl Line {
                     break;
                 }
             }
+        }
+    }
+
+    /// Looks whether a contender whose turn has come still has its place, and makes sure that no other call with its lease
+    /// gives it up. Returns the header of a read or write that found it; `None` if the place is gone.
+    pub(crate) async fn confirm<S: Store>(
+        &self,
+        store: &S,
+        attempt: &mut Attempt<S>,
+        key: &Bytes,
+        lease: LeaseId,
+        joined: &Joined,
+    ) -> Result<Option<ResponseHeader>, Error> {
+        let is_own = |kv: &&KeyValue| kv.create_revision == joined.revision;
+        let mut own = read(store, &get(key)).await?;
+        // From now on it may be the turn of another call with the lease as well, which may tell its client so.
+        attempt.place = None;
+        for _ in 0..TRIES_MAX {
+            let Some(kv) = own.kvs.first().filter(is_own) else {
+                return Ok(None);
+            };
+            if kv.mod_revision == joined.taken_at {
+                return Ok(own.header);
+            }
+            let again = PutRequest {
+                key: key.clone(),
+                lease,
+                ignore_value: true,
+                ..Default::default()
+            };
+            let request = TxnRequest {
+                compare: vec![written_at(key, kv.mod_revision)],
+                success: vec![put_op(again)],
+                failure: Vec::new(),
+            };
+            let confirmed = txn(store, request).await?;
+            if confirmed.succeeded {
+                return Ok(confirmed.header);
+            }
+            own = read(store, &get(key)).await?;
+        }
+        Err(Error::TooManyRequests)
+    }
+
+    /// Waits until a contender's key is gone, which was created at `own` and is looked at after `seen_at`.
+    pub(crate) async fn wait_for_end<S: Store>(
+        &self,
+        store: &S,
+        key: &Bytes,
+        own: Revision,
+        mut seen_at: Revision,
+    ) -> Result<(), WaitError> {
+        let mut tries = 0;
+        loop {
+            match Watch::of_key(store, key, seen_at + 1).await {
+                Ok(mut watch) => {
+                    tries = 0;
+                    while let Some(events) = watch.next().await {
+                        if events.iter().any(|event| event.r#type() == EventType::Delete) {
+                            return Ok(());
+                        }
+                    }
+                }
+                Err(WaitError::Watch(WatchError::Refused(Error::AuthOldRevision))) if tries < TRIES_MAX => tries += 1,
+                Err(error) => return Err(error),
+            }
+            let now = read(store, &get(key)).await?;
+            if now.kvs.first().is_none_or(|kv| kv.create_revision != own) {
+                return Ok(());
+            }
+            seen_at = revision(now.header.as_ref());
         }
     }
 
@@ -193,31 +339,34 @@ pub(crate) fn created_at(key: &Bytes, revision: Revision) -> Compare {
     }
 }
 
+fn written_at(key: &Bytes, revision: Revision) -> Compare {
+    Compare {
+        target: CompareTarget::Mod.into(),
+        target_union: Some(TargetUnion::ModRevision(revision)),
+        ..created_at(key, revision)
+    }
+}
+
 pub(crate) fn range_op(request: RangeRequest) -> RequestOp {
     RequestOp {
         request: Some(RequestOpKind::Range(request)),
     }
 }
 
-pub(crate) fn put_op(key: &Bytes, value: Bytes, lease: LeaseId) -> RequestOp {
+pub(crate) fn put_op(request: PutRequest) -> RequestOp {
     RequestOp {
-        request: Some(RequestOpKind::Put(PutRequest {
-            key: key.clone(),
-            value,
-            lease,
-            ..Default::default()
-        })),
+        request: Some(RequestOpKind::Put(request)),
     }
 }
 
-/// Deletes a contender's key, unless it is another's by now.
-pub(crate) fn resignation(key: &Bytes, revision: Revision) -> TxnRequest {
+/// Deletes a contender's key if `compare` holds.
+pub(crate) fn resignation(key: &Bytes, compare: Compare) -> TxnRequest {
     let delete = DeleteRangeRequest {
         key: key.clone(),
         ..Default::default()
     };
     TxnRequest {
-        compare: vec![created_at(key, revision)],
+        compare: vec![compare],
         success: vec![RequestOp {
             request: Some(RequestOpKind::DeleteRange(delete)),
         }],
@@ -310,8 +459,16 @@ pub(crate) async fn see_through<T: Send + 'static>(step: impl Future<Output = T>
 /// the member: what the client may do can have changed since.
 pub(crate) struct Attempt<S: Store> {
     store: S,
+    /// A key, and what it was written at for this attempt.
     place: Option<(Bytes, Revision)>,
-    granted: Option<LeaseId>,
+    granted: Option<Granted>,
+}
+
+/// A lease that nobody else knows.
+#[derive(Debug, Clone, Copy)]
+struct Granted {
+    lease: LeaseId,
+    ttl: Duration,
 }
 
 impl<S: Store> Attempt<S> {
@@ -324,31 +481,27 @@ impl<S: Store> Attempt<S> {
         }
     }
 
-    /// A lease was granted for the contender alone.
-    pub(crate) fn has_granted(&mut self, lease: LeaseId) {
-        self.granted = Some(lease);
+    /// A lease was granted for the contender alone, for so many seconds.
+    pub(crate) fn has_granted(&mut self, lease: LeaseId, ttl_s: i64) {
+        let ttl = Duration::from_secs(ttl_s.max(0).cast_unsigned());
+        self.granted = Some(Granted { lease, ttl });
     }
 
-    /// The contender has a place in line: a key, and what created it.
-    pub(crate) fn has_joined(&mut self, key: &Bytes, revision: Revision) {
-        self.place = Some((key.clone(), revision));
+    fn has_place(&mut self, key: &Bytes, taken_at: Revision) {
+        self.place = Some((key.clone(), taken_at));
     }
 
-    /// Undoes it, whoever still waits for that. Returns once it is done; where a lease is to end, after [`UNDO_PATIENCE`] at
-    /// the latest, after which that goes on.
-    pub(crate) async fn undo(mut self) {
-        let patience = match self.granted {
-            Some(_) => UNDO_PATIENCE,
-            // Its client may take the same place again as soon as it has its answer. The store bounds how long this takes.
-            None => Duration::MAX,
+    /// Undoes it, whoever still waits for that. Returns once it is done, or after [`UNDO_PATIENCE`], after which it goes on;
+    /// `false` if it is not done by then.
+    pub(crate) async fn undo(mut self) -> bool {
+        let Some(undoing) = self.begin_undo() else {
+            return true;
         };
-        if let Some(undoing) = self.begin_undo() {
-            let _ = tokio::time::timeout(patience, undoing).await;
-        }
+        matches!(tokio::time::timeout(UNDO_PATIENCE, undoing).await, Ok(Ok(true)))
     }
 
     /// Has what is left undone on a task of its own.
-    fn begin_undo(&mut self) -> Option<tokio::task::JoinHandle<()>> {
+    fn begin_undo(&mut self) -> Option<tokio::task::JoinHandle<bool>> {
         let (place, granted) = (self.place.take(), self.granted.take());
         if place.is_none() && granted.is_none() {
             return None;
@@ -365,29 +518,34 @@ impl<S: Store> Attempt<S> {
     }
 }
 
-/// Ends a lease that nobody else knows, for [`UNDO_TIMEOUT`] if need be: when the cluster is busy or without a leader many
-/// give up at once. A place of a client's own lease is given back at once or not at all: later the same client may hold the
-/// lock by it.
-async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Option<LeaseId>) {
+/// Ends the lease that nobody else knows, or gives the place back unless a later call has taken it over, for as long as
+/// [`UNDO_TIMEOUT`] if need be: when the cluster is busy or without a leader many give up at once. `false` if it came to
+/// nothing.
+async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Option<Granted>) -> bool {
     let begun = Instant::now();
+    let (at_least, at_most) = UNDO_TIMEOUT;
+    let due = granted.map_or(at_least, |granted| granted.ttl.clamp(at_least, at_most));
     let (mut pause, mut tries) = (UNDO_PAUSE_MIN, 0);
     loop {
         let undone = match (&place, granted) {
             // The place goes with it.
-            (_, Some(id)) => store.lease_revoke(LeaseRevokeRequest { id }).await.map(drop),
-            (Some((key, revision)), None) => store.txn(resignation(key, *revision)).await.map(drop),
-            (None, None) => return,
+            (_, Some(Granted { lease: id, .. })) => store.lease_revoke(LeaseRevokeRequest { id }).await.map(drop),
+            (Some((key, taken_at)), None) => {
+                let resignation = resignation(key, written_at(key, *taken_at));
+                store.txn(resignation).await.map(drop)
+            }
+            (None, None) => return true,
         };
         match undone {
-            Ok(()) | Err(Error::LeaseNotFound) => return,
+            Ok(()) | Err(Error::LeaseNotFound) => return true,
             Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
                 tries += 1;
                 continue;
             }
-            Err(error) if granted.is_some() && error.kind() == ErrorKind::Retry && begun.elapsed() < UNDO_TIMEOUT => {}
+            Err(error) if error.kind() == ErrorKind::Retry && begun.elapsed() < due => {}
             Err(error) => {
                 tracing::warn!(%error, "a contender that gave up stays in line until its lease ends");
-                return;
+                return false;
             }
         }
         tokio::time::sleep(pause).await;

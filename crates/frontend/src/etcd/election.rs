@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::kv::{EventType, KeyValue, ResponseHeader, TxnRequest};
+use api::kv::{EventType, KeyValue, PutRequest, ResponseHeader, TxnRequest};
 use api::store::{Events, WatchStream};
 use api::{LeaseId, Revision, Store};
 use bytes::Bytes;
@@ -77,7 +77,7 @@ impl<S: Store> election_server::Election for Election<S> {
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
         let store = for_client(&self.0, &request).into_owned();
         let leader = request.into_inner().leader.ok_or_else(missing_leader)?;
-        let resignation = line::resignation(&leader.key, leader.rev);
+        let resignation = line::resignation(&leader.key, line::created_at(&leader.key, leader.rev));
         let resigned = line::txn(&store, resignation).await.map_err(status)?;
         Ok(Response::new(ResignResponse {
             header: resigned.header,
@@ -88,32 +88,14 @@ impl<S: Store> election_server::Election for Election<S> {
 async fn campaign<S: Store>(store: &S, name: Bytes, lease: LeaseId, value: Bytes) -> Result<CampaignResponse, Status> {
     let line = Line::new(&name);
     let key = line.key(lease);
-    let joined = line::txn(
-        store,
-        TxnRequest {
-            compare: vec![line::created_at(&key, 0)],
-            success: vec![line::put_op(&key, value.clone(), lease)],
-            // Whoever has the lease may be in line, or lead, already.
-            failure: vec![line::range_op(line::get(&key))],
-        },
-    )
-    .await
-    .map_err(status)?;
-    let known = line::found(joined.responses.first()).first();
-    let revision = match known {
-        Some(kv) => kv.create_revision,
-        None => line::revision(joined.header.as_ref()),
-    };
-    let mut attempt = Attempt::new(store);
-    attempt.has_joined(&key, revision);
-    if known.is_some_and(|kv| kv.value != value) {
-        proclaim(store, &key, revision, lease, value).await?;
-    }
+    // Whoever has the lease may be in line, or lead, already, and says something else by now.
+    let joined = line.join(store, Attempt::new(store), &key, lease, Some(value)).await;
+    let (mut attempt, joined) = joined.map_err(status)?;
+    let revision = joined.revision;
     line.wait(store, revision).await.map_err(wait_status)?;
     // The lease may have ended meanwhile. etcd does not look, and tells a client that it leads when it does not.
-    let own = line::read(store, &line::get(&key)).await.map_err(status)?;
-    attempt.keep();
-    if own.kvs.first().is_none_or(|kv| kv.create_revision != revision) {
+    let confirmed = line.confirm(store, &mut attempt, &key, lease, &joined).await;
+    if confirmed.map_err(status)?.is_none() {
         return Err(not_leader());
     }
     Ok(CampaignResponse {
@@ -136,7 +118,12 @@ async fn proclaim<S: Store>(
 ) -> Result<Option<ResponseHeader>, Status> {
     let request = TxnRequest {
         compare: vec![line::created_at(key, revision)],
-        success: vec![line::put_op(key, value, lease)],
+        success: vec![line::put_op(PutRequest {
+            key: key.clone(),
+            value,
+            lease,
+            ..Default::default()
+        })],
         failure: Vec::new(),
     };
     let proclaimed = line::txn(store, request).await.map_err(status)?;

@@ -63,24 +63,23 @@ impl<S: Store> lock_server::Lock for Lock<S> {
 async fn lock<S: Store>(store: &S, line: &Line, lease: LeaseId) -> Result<LockResponse, Status> {
     let key = line.key(lease);
     // Whoever has the lease may be in line, or have the lock, already.
-    let joined = line.join(store, &key, lease).await.map_err(status)?;
+    let joined = line.join(store, Attempt::new(store), &key, lease, None).await;
+    let (mut attempt, joined) = joined.map_err(status)?;
     if joined.is_first {
+        attempt.keep();
         return Ok(LockResponse {
             header: joined.header,
             key,
         });
     }
-    let mut attempt = Attempt::new(store);
-    attempt.has_joined(&key, joined.revision);
     line.wait(store, joined.revision).await.map_err(wait_status)?;
-    // The lease may have ended meanwhile.
-    let own = line::read(store, &line::get(&key)).await.map_err(status)?;
-    attempt.keep();
-    if own.kvs.is_empty() {
-        return Err(Status::unknown("mutex: session is expired"));
+    // The lease may have ended meanwhile, or the place is another call's, further back.
+    let confirmed = line.confirm(store, &mut attempt, &key, lease, &joined).await;
+    match confirmed.map_err(status)? {
+        Some(header) => Ok(LockResponse {
+            header: Some(header),
+            key,
+        }),
+        None => Err(Status::unknown("mutex: session is expired")),
     }
-    Ok(LockResponse {
-        header: own.header,
-        key,
-    })
 }

@@ -12,12 +12,14 @@ use axum::response::Response;
 use tokio::time::Instant;
 
 use super::json::{AcquiredBody, DoneBody, HolderBody, KeyBody, LockBody, hex};
-use super::problem::{INVALID_PARAMETER, INVALID_REQUEST, LEASE_NOT_FOUND, LOCK_NOT_HELD, Problem};
+use super::problem::{INVALID_PARAMETER, INVALID_REQUEST, LEASE_NOT_FOUND, LOCK_NOT_HELD, PLACE_GIVEN_UP, Problem};
 use super::{Call, body, json_response};
 use crate::line::{self, Attempt, Line, WaitError};
 
-/// How often a place in line is taken that somebody gives up again.
-const JOINS_MAX: usize = 5;
+const LEASE_ENDED: &str = "the lease ended while it waited for the lock";
+
+const STILL_IN_LINE: &str = "the lock was not free within the time to wait; the place in line could not be given back \
+                             yet, which is tried again, and which DELETE does too";
 
 /// How many of those who wait are named.
 const WAITERS_MAX: i64 = 100;
@@ -42,7 +44,7 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
     body::none(&call.headers, call.body).await?;
     let store = &call.store;
     let line = Line::new(&call.argument);
-    let (mut attempt, lease, ttl) = match call.parameters.lease() {
+    let (attempt, lease, ttl) = match call.parameters.lease() {
         0 => {
             let granting = store.clone();
             let request = LeaseGrantRequest {
@@ -52,7 +54,7 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
             let granted = line::see_through(async move {
                 let mut attempt = Attempt::new(&granting);
                 let granted = granting.lease_grant(request).await?;
-                attempt.has_granted(granted.id);
+                attempt.has_granted(granted.id, granted.ttl);
                 Ok::<_, Error>((attempt, granted))
             });
             let (attempt, granted) = granted.await?;
@@ -65,21 +67,12 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
     let member = store.on_behalf_of_member();
     let due = Instant::now() + wait;
     let mut stop = pin!(crate::service::stopped(call.shared.stopping.clone()));
-    let (mut joins, mut has_waited) = (0, false);
-    let revision = loop {
-        // A client that goes meanwhile leaves a place of its own lease behind, as with etcd: it may have asked again
-        // already, and then that is the place that it was told of.
-        let joined = line.join(store, &key, lease).await?;
-        joins += 1;
-        let revision = joined.revision;
-        if joined.is_new {
-            attempt.has_joined(&key, revision);
-        }
-        if joined.is_first {
-            break revision;
-        }
+    let (mut attempt, joined) = line.join(store, attempt, &key, lease, None).await?;
+    let revision = joined.revision;
+    if !joined.is_first {
         let waited = tokio::select! {
             waited = tokio::time::timeout_at(due, line.wait(store, revision)) => waited,
+            gone = line.wait_for_end(store, &key, revision, joined.taken_at) => Ok(gone),
             error = keep_alive(&member, lease, ttl) => Ok(Err(error.into())),
             () = &mut stop => {
                 // Before the answer: after it there may be no time left.
@@ -87,36 +80,29 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
                 return Err(Error::Stopped.into());
             }
         };
-        has_waited = true;
         let timed_out = waited.is_err();
         if let Ok(waited) = waited {
             waited?;
         }
-        let own = line::read(store, &line::get(&key)).await?;
-        let is_in_line = own.kvs.first().is_some_and(|kv| kv.create_revision == revision);
-        if is_in_line && !timed_out {
-            break revision;
-        }
-        // The place may be gone, with its lease or because another call of the same lease gave it up. Whether the lease
-        // lives shows when it joins again.
-        if is_in_line || joins == JOINS_MAX {
+        if timed_out {
             let first = line::read(store, &line.first()).await?;
             let first = first.kvs.first();
             // Its turn may have come at the last moment.
-            if is_in_line && first.is_some_and(|first| first.create_revision == revision) {
-                break revision;
+            if first.is_some_and(|first| first.create_revision != revision) {
+                let mut problem = Problem::lock_held(first.map(HolderBody::new));
+                if !attempt.undo().await {
+                    problem.explain(STILL_IN_LINE.to_owned());
+                }
+                return Err(problem);
             }
-            let holder = first.map(HolderBody::new);
-            attempt.undo().await;
-            return Err(Problem::lock_held(holder));
         }
-    };
-    // Whoever waited has its whole time from now on.
-    if has_waited && ttl.is_some() && !is_kept(&member, lease).await? {
-        return Err(Problem::new(
-            LEASE_NOT_FOUND,
-            "the lease ended while it waited for the lock",
-        ));
+        if line.confirm(store, &mut attempt, &key, lease, &joined).await?.is_none() {
+            return Err(gone(store, lease).await?);
+        }
+        // Whoever waited has its whole time from now on.
+        if ttl.is_some() && !is_kept(&member, lease).await? {
+            return Err(Problem::new(LEASE_NOT_FOUND, LEASE_ENDED));
+        }
     }
     attempt.keep();
     Ok(json_response(&AcquiredBody {
@@ -125,6 +111,21 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
         ttl,
         revision,
     }))
+}
+
+/// Why a call has lost its place: its lease has ended, or somebody who has the lease gave the place up.
+async fn gone<S: Store>(store: &S, lease: LeaseId) -> Result<Problem, Error> {
+    let mut tries = 0;
+    let left = loop {
+        match store.lease_time_to_live(lease, false).await {
+            Err(Error::AuthOldRevision) if tries < line::TRIES_MAX => tries += 1,
+            left => break left?,
+        }
+    };
+    Ok(match left.ttl < 0 {
+        true => Problem::new(LEASE_NOT_FOUND, LEASE_ENDED),
+        false => Problem::new(PLACE_GIVEN_UP, "the key of the lease under the lock's name is gone"),
+    })
 }
 
 /// Gives a lease its whole time; `false` if it has ended.

@@ -646,7 +646,8 @@ pub(super) static OPERATIONS: &[Operation] = &[
         tag: "locks",
         summary: "Acquire a lock",
         about: "Whoever locks by etcd's lock service under the same name takes part. Without `wait` it is tried once. \
-                The lock is held until it is released or its lease ends: keep the lease alive.",
+                The lock is held until it is released or its lease ends: keep the lease alive. A lease has one place in \
+                line, which a later call with it takes over.",
         parameters: &[
             parameter(
                 "wait",
@@ -672,7 +673,14 @@ pub(super) static OPERATIONS: &[Operation] = &[
         fields: &[],
         body: RequestBody::None,
         answers: answers! { 200 "The lock is held." [Json("Acquired")]; },
-        problems: &[INVALID_PATH, INVALID_REQUEST, LEASE_NOT_FOUND, LOCK_HELD, NO_SPACE],
+        problems: &[
+            INVALID_PATH,
+            INVALID_REQUEST,
+            LEASE_NOT_FOUND,
+            LOCK_HELD,
+            PLACE_GIVEN_UP,
+            NO_SPACE,
+        ],
         learner: Learner::Refuses,
         open: false,
     },

@@ -90,6 +90,8 @@ problem_types! {
         "Look at the state that `detail` speaks of, then decide anew.";
     LOCK_HELD = "lock-held", 409, FailedPrecondition, Retry, "Somebody else holds the lock",
         "Try again, with `wait` to stand in line; `holder` says who holds it.";
+    PLACE_GIVEN_UP = "place-given-up", 409, FailedPrecondition, Retry, "The place in line was given up",
+        "A release, or another call with the same lease, gave it up: try again if you still want the lock.";
     REVISION_COMPACTED = "revision-compacted", 410, OutOfRange, Fix, "The history at this revision is gone",
         "Read the present state, then go on from its revision. Nothing before `compact_revision` can be read.";
     PRECONDITION_FAILED = "precondition-failed", 412, FailedPrecondition, Fix, "The key is not as the condition says",
@@ -410,6 +412,7 @@ mod tests {
             "body-timeout 408 4",
             "conflict 409 9",
             "lock-held 409 9",
+            "place-given-up 409 9",
             "revision-compacted 410 11",
             "precondition-failed 412 9",
             "too-large 413 3",

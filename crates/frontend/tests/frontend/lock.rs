@@ -49,6 +49,24 @@ async fn keys(store: &Fake) -> Vec<String> {
     found.kvs.into_iter().map(text).collect()
 }
 
+/// Waits until a key was written so often.
+async fn version_becomes(store: &Fake, key: &str, version: i64) {
+    let request = api::kv::RangeRequest {
+        key: key.to_owned().into(),
+        ..Default::default()
+    };
+    let reached = timeout(LONG, async {
+        loop {
+            let found = api::Store::range(store, request.clone()).await.expect("reads");
+            if found.kvs.first().is_some_and(|kv| kv.version == version) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    reached.await.expect("it is written");
+}
+
 /// Waits until the keys are these.
 async fn keys_become(store: &Fake, expected: &[&str]) {
     let reached = timeout(LONG, async {
@@ -67,8 +85,8 @@ async fn a_lock_goes_to_one_after_another() {
     let client = LockClient::new(connect(store.clone(), Options::default()).await);
     let (first, revision) = key(client.clone().lock(lock(16)).await);
     assert_eq!((first.as_str(), revision), ("l/10", 2));
-    // Whoever has it gets it again.
-    assert_eq!(key(client.clone().lock(lock(16)).await), ("l/10".to_owned(), 2));
+    // Whoever has it gets it again, for this call.
+    assert_eq!(key(client.clone().lock(lock(16)).await), ("l/10".to_owned(), 3));
 
     let mut waiting = Vec::new();
     for (lease, expected) in [(255, &["l/10", "l/ff"][..]), (7, &["l/10", "l/7", "l/ff"])] {
@@ -85,8 +103,8 @@ async fn a_lock_goes_to_one_after_another() {
         .await
         .expect("unlocked");
     let (key_2, revision) = key(timeout(LONG, waiting.remove(0)).await.expect("in time").expect("whole"));
-    // At the revision of the unlock, after those of three keys.
-    assert_eq!((key_2.as_str(), revision), ("l/ff", 5));
+    // At the revision of the unlock, after those of three keys and of the second time.
+    assert_eq!((key_2.as_str(), revision), ("l/ff", 6));
     assert!(!waiting[0].is_finished(), "it came after");
     store.delete("l/ff");
     let (key_3, _) = key(timeout(LONG, waiting.remove(0)).await.expect("in time").expect("whole"));
@@ -115,7 +133,174 @@ async fn a_lock_call_that_is_given_up_leaves_the_line() {
     keys_become(&store, &["l/1"]).await;
 }
 
-/// As in etcd a call that goes while it takes its place leaves it: its client may have asked again, and hold the lock.
+/// What is left of a call that has gone is carried out late, when its client has asked again and has the lock: it keeps it.
+#[tokio::test]
+async fn what_a_call_undoes_late_takes_no_lock_from_the_next() {
+    let store = store_with(&[1, 2]);
+    let client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.clone().lock(lock(1)).await.expect("locked");
+    let ask = || {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.lock(lock(2)).await })
+    };
+    store.state().holds_deletes = true;
+    let going = ask();
+    keys_become(&store, &["l/1", "l/2"]).await;
+    going.abort();
+    let _ = going.await;
+    let again = ask();
+    version_becomes(&store, "l/2", 2).await;
+    store.delete("l/1");
+    key(timeout(LONG, again).await.expect("in time").expect("whole"));
+    store.state().holds_deletes = false;
+    store.release_deletes.notify_waiters();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(keys(&store).await, ["l/2"], "it is still held");
+}
+
+/// The same where it is the later one of two calls that has gone, and the earlier one's turn comes.
+#[tokio::test]
+async fn what_a_call_undoes_late_takes_no_lock_from_the_one_before() {
+    let store = store_with(&[1, 2]);
+    let client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.clone().lock(lock(1)).await.expect("locked");
+    let ask = || {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.lock(lock(2)).await })
+    };
+    let stays = ask();
+    keys_become(&store, &["l/1", "l/2"]).await;
+    store.state().holds_deletes = true;
+    let going = ask();
+    version_becomes(&store, "l/2", 2).await;
+    going.abort();
+    let _ = going.await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    store.delete("l/1");
+    key(timeout(LONG, stays).await.expect("in time").expect("whole"));
+    store.state().holds_deletes = false;
+    store.release_deletes.notify_waiters();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(keys(&store).await, ["l/2"], "it is still held");
+}
+
+/// The same for a campaign.
+#[tokio::test]
+async fn what_a_campaign_undoes_late_ends_no_leadership() {
+    let store = store_with(&[1, 2]);
+    let client = ElectionClient::new(connect(store.clone(), Options::default()).await);
+    client.clone().campaign(campaign(1, "a")).await.expect("won");
+    let ask = || {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.campaign(campaign(2, "b")).await })
+    };
+    store.state().holds_deletes = true;
+    let going = ask();
+    keys_become(&store, &["l/1", "l/2"]).await;
+    going.abort();
+    let _ = going.await;
+    let again = ask();
+    version_becomes(&store, "l/2", 2).await;
+    store.delete("l/1");
+    timeout(LONG, again)
+        .await
+        .expect("in time")
+        .expect("whole")
+        .expect("won");
+    store.state().holds_deletes = false;
+    store.release_deletes.notify_waiters();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(keys(&store).await, ["l/2"], "it still leads");
+}
+
+/// Of two calls with one lease the later one has the place; the turn comes while the one or the other is given up. Whoever
+/// is told that it holds the lock holds it.
+#[tokio::test]
+async fn of_two_calls_with_one_lease_whoever_is_told_so_holds_the_lock() {
+    let mut told = 0;
+    for round in 0..200 {
+        let store = store_with(&[1, 2]);
+        let client = LockClient::new(connect(store.clone(), Options::default()).await);
+        client.clone().lock(lock(1)).await.expect("locked");
+        let ask = || {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.lock(lock(2)).await })
+        };
+        let mut calls = vec![ask()];
+        keys_become(&store, &["l/1", "l/2"]).await;
+        calls.push(ask());
+        version_becomes(&store, "l/2", 2).await;
+        if round % 4 < 2 {
+            store.delete("l/1");
+        }
+        let goes = calls.remove(round % 2);
+        for _ in 0..round / 8 {
+            tokio::task::yield_now().await;
+        }
+        goes.abort();
+        store.delete("l/1");
+        let gone = goes.await;
+        let stays = timeout(LONG, calls.remove(0)).await.expect("in time").expect("whole");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let holds = keys(&store).await == ["l/2"];
+        for answer in [gone.ok(), Some(stays)].into_iter().flatten() {
+            match answer {
+                Ok(_) => {
+                    told += 1;
+                    assert!(holds, "round {round}");
+                }
+                Err(status) => assert_eq!(status.message(), "mutex: session is expired"),
+            }
+        }
+    }
+    assert!(told > 50, "{told}");
+}
+
+/// A call has the lock by its own place, not by that of a later call with its lease, which is further back.
+#[tokio::test]
+async fn a_place_that_was_given_up_and_taken_again_is_another() {
+    let store = store_with(&[1, 2, 3]);
+    let client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.clone().lock(lock(1)).await.expect("locked");
+    let ask = |lease| {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.lock(lock(lease)).await })
+    };
+    let first = ask(2);
+    keys_become(&store, &["l/1", "l/2"]).await;
+    let other = ask(3);
+    keys_become(&store, &["l/1", "l/2", "l/3"]).await;
+    store.delete("l/2");
+    let second = ask(2);
+    keys_become(&store, &["l/1", "l/2", "l/3"]).await;
+    store.delete("l/1");
+    key(timeout(LONG, other).await.expect("in time").expect("whole"));
+    let ended = timeout(LONG, first).await.expect("in time").expect("whole");
+    assert_status(ended, Code::Unknown, "mutex: session is expired");
+    assert!(!second.is_finished());
+    store.delete("l/3");
+    key(timeout(LONG, second).await.expect("in time").expect("whole"));
+}
+
+/// When the cluster is busy a place is given back later.
+#[tokio::test(start_paused = true)]
+async fn a_place_is_given_back_in_the_end() {
+    let store = store_with(&[1, 2]);
+    let client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.clone().lock(lock(1)).await.expect("locked");
+    let going = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.lock(lock(2)).await }
+    });
+    keys_become(&store, &["l/1", "l/2"]).await;
+    store.state().failure = Some(api::Error::TooManyRequests);
+    going.abort();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    store.state().failure = None;
+    keys_become(&store, &["l/1"]).await;
+}
+
+/// Its client may have asked again, and hold the lock.
 #[tokio::test]
 async fn a_call_that_goes_while_it_joins_takes_no_lock_from_the_next() {
     let store = store_with(&[1]);

@@ -669,6 +669,20 @@ async fn locks(storage: Storage) {
     let nodes = Nodes::start(storage, 1);
     let (mut http, mut etcd) = (nodes.http().await, nodes.etcd().await);
     let post = async |http: &mut Http, path: &str| http.send("POST", path, &[], "").await;
+    let wait_in = async |name: &str, count: i64| {
+        let (mut http, begun) = (nodes.http().await, Instant::now());
+        while http.get(&format!("/api/v1/locks/{name}")).await.ok()["waiting"] != count {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "there are never {count} in line"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let grant = async |id: &str| {
+        let lease = json!({"ttl": 600, "id": id});
+        nodes.http().await.post_json("/api/v1/leases", &lease).await.ok()
+    };
     let free = http.get("/api/v1/locks/build").await.ok();
     assert_eq!((&free["held"], free.get("holder")), (&false.into(), None));
 
@@ -690,19 +704,26 @@ async fn locks(storage: Storage) {
 
     // Tried once, it leaves nothing behind.
     let leases_before = http.get("/api/v1/leases").await.ok();
-    let refused = post(&mut http, "/api/v1/locks/build").await.problem(409, "lock-held");
+    let refused = post(&mut http, "/api/v1/locks/build?ttl=3600")
+        .await
+        .problem(409, "lock-held");
     assert_eq!(refused["holder"]["lease"], lease);
     let waited = Instant::now();
-    post(&mut http, "/api/v1/locks/build?wait=300ms")
+    post(&mut http, "/api/v1/locks/build?wait=300ms&ttl=3600")
         .await
         .problem(409, "lock-held");
     assert!(waited.elapsed() >= Duration::from_millis(300));
+    // On a machine that is busy the answer does not wait for that.
+    let begun = Instant::now();
+    while http.get("/api/v1/leases").await.ok() != leases_before {
+        assert!(begun.elapsed() < Duration::from_secs(60), "a lease is left behind");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let state = http.get("/api/v1/locks/build").await.ok();
     assert_eq!(
         (&state["held"], &state["waiting"], &state["holder"]["lease"]),
         (&true.into(), &0.into(), &lease.clone().into())
     );
-    assert_eq!(http.get("/api/v1/leases").await.ok(), leases_before);
     // Whoever has it may ask again.
     assert_eq!(
         post(&mut http, &format!("/api/v1/locks/build?lease={lease}"))
@@ -714,22 +735,12 @@ async fn locks(storage: Storage) {
     // Two wait; the first in line gets it once it is released, and one that hangs up leaves the line.
     let mut waiter = nodes.http().await;
     let waiting = tokio::spawn(async move { waiter.send("POST", "/api/v1/locks/build?wait=60s", &[], "").await });
-    let wait_for = async |http: &mut Http, count: i64| {
-        let begun = Instant::now();
-        while http.get("/api/v1/locks/build").await.ok()["waiting"] != count {
-            assert!(
-                begun.elapsed() < Duration::from_secs(60),
-                "there are never {count} in line"
-            );
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    wait_for(&mut http, 1).await;
+    wait_in("build", 1).await;
     let mut quitter = nodes.http().await;
     let quitting = tokio::spawn(async move { quitter.send("POST", "/api/v1/locks/build?wait=60s", &[], "").await });
-    wait_for(&mut http, 2).await;
+    wait_in("build", 2).await;
     quitting.abort();
-    wait_for(&mut http, 1).await;
+    wait_in("build", 1).await;
     http.delete(&format!("/api/v1/locks/build?lease={lease}")).await.ok();
     let next = waiting.await.unwrap().ok();
     assert!(next["revision"].as_i64() > held["revision"].as_i64());
@@ -760,6 +771,62 @@ async fn locks(storage: Storage) {
     // The end of a lease releases its lock.
     etcd.lease_revoke(theirs).await.unwrap();
     assert_eq!(waiting.await.unwrap().ok()["lease"], mine);
+
+    // Of two calls with one lease the later one has the place. When it gives up, or anybody releases it, the other hears
+    // of it at once, and does not hold the lock later.
+    let held = post(&mut http, "/api/v1/locks/shared").await.ok();
+    grant("ab").await;
+    for is_released in [false, true] {
+        let mut waiter = nodes.http().await;
+        let waiting = tokio::spawn(async move {
+            waiter
+                .send("POST", "/api/v1/locks/shared?lease=ab&wait=300s", &[], "")
+                .await
+        });
+        wait_in("shared", 1).await;
+        if is_released {
+            http.delete("/api/v1/locks/shared?lease=ab").await.ok();
+        } else {
+            post(&mut http, "/api/v1/locks/shared?lease=ab")
+                .await
+                .problem(409, "lock-held");
+        }
+        let told = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        told.expect("at once").unwrap().problem(409, "place-given-up");
+    }
+    // The earlier one gives up without harm to the later one.
+    let mut waiter = nodes.http().await;
+    let short = tokio::spawn(async move {
+        waiter
+            .send("POST", "/api/v1/locks/shared?lease=ab&wait=2s", &[], "")
+            .await
+    });
+    wait_in("shared", 1).await;
+    let mut waiter = nodes.http().await;
+    let long = tokio::spawn(async move {
+        waiter
+            .send("POST", "/api/v1/locks/shared?lease=ab&wait=300s", &[], "")
+            .await
+    });
+    short.await.unwrap().problem(409, "lock-held");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!long.is_finished());
+    let path = format!("/api/v1/locks/shared?lease={}", held["lease"].as_str().unwrap());
+    http.delete(&path).await.ok();
+    assert_eq!(long.await.unwrap().ok()["lease"], "ab");
+    assert_eq!(http.get("/api/v1/locks/shared").await.ok()["holder"]["lease"], "ab");
+    // A lease that ends ends the wait for a lock with it.
+    grant("ac").await;
+    let mut waiter = nodes.http().await;
+    let waiting = tokio::spawn(async move {
+        waiter
+            .send("POST", "/api/v1/locks/shared?lease=ac&wait=300s", &[], "")
+            .await
+    });
+    wait_in("shared", 1).await;
+    http.delete("/api/v1/leases/ac").await.ok();
+    let told = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+    told.expect("at once").unwrap().problem(404, "lease-not-found");
 
     http.delete("/api/v1/locks/theirs")
         .await
