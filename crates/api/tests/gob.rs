@@ -53,7 +53,8 @@ fn decode_base64(text: &str) -> Vec<u8> {
 }
 
 fn golden_files() -> Vec<(Golden, Bytes)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gob");
+    // From the package's folder, in which cargo runs tests.
+    let dir = Path::new("tests/golden/gob");
     let index = std::fs::read(dir.join("index.json")).unwrap();
     let index: Vec<Golden> = serde_json::from_slice(&index).unwrap();
     let read = |golden: Golden| {

@@ -896,8 +896,9 @@ fn run<E: TestEngine>(file: &str) -> String {
 }
 
 fn run_all<E: TestEngine>(update: bool) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
-    let mut files: Vec<_> = std::fs::read_dir(&dir)
+    // From the package's folder, in which cargo runs tests.
+    let dir = Path::new("tests/transcripts");
+    let mut files: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .map(|file| file.unwrap().path())
         .collect();

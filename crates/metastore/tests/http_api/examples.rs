@@ -78,8 +78,8 @@ fn run(command: &str) -> (String, String) {
 
 fn run_all(file: &str, storage: Storage, at_least: usize) {
     let (_dir, node) = fresh(storage);
-    let path = format!("{}/../../{file}", env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(path).expect("the file is there");
+    // From the package's folder, in which cargo runs tests.
+    let text = std::fs::read_to_string(format!("../../{file}")).expect("the file is there");
     let address = node.url().strip_prefix("http://").expect("the URL is http");
     let examples = examples(&text);
     assert!(examples.len() >= at_least, "{file} has {} examples", examples.len());
