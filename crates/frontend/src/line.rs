@@ -26,10 +26,13 @@ pub(crate) const SESSION_TTL_S: i64 = 60;
 const UNDO_TIMEOUT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
 
 /// How long whoever gives up waits for that.
-const UNDO_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The first pause before it is tried again.
 const UNDO_PAUSE_MIN: Duration = Duration::from_millis(50);
+
+/// How often a place is tried to be taken over when other calls with its lease come between.
+const TAKE_OVERS_MAX: usize = 64;
 
 /// How often something is tried again because users or roles changed meanwhile.
 pub(crate) const TRIES_MAX: usize = 5;
@@ -68,22 +71,6 @@ pub(crate) struct Joined {
     is_new: bool,
     /// Nobody is before it.
     pub(crate) is_first: bool,
-}
-
-impl Joined {
-    /// What a transaction that wrote the contender's key came to; it has looked for that, and for the first in line.
-    fn new(txn: TxnResponse, is_new: bool) -> Self {
-        let taken_at = revision(txn.header.as_ref());
-        let created_at = |at: usize| found(txn.responses.get(at)).first().map(|kv| kv.create_revision);
-        let revision = created_at(1).unwrap_or(taken_at);
-        Joined {
-            revision,
-            taken_at,
-            is_new,
-            is_first: created_at(2).is_none_or(|first| first == revision),
-            header: txn.header,
-        }
-    }
 }
 
 impl Line {
@@ -139,9 +126,9 @@ impl Line {
     ) -> Result<(Attempt<S>, Joined), Error> {
         let (line, store, key) = (self.clone(), store.clone(), key.clone());
         let has_granted = attempt.granted.is_some();
+        // Where its lease came first before this call, an earlier one may have told its client so.
         let taking = async move {
             let joined = line.take_place(&store, &key, lease, value).await?;
-            // Where the lease came first before this call an earlier one may have told its client so.
             if joined.is_new || !joined.is_first {
                 attempt.has_place(&key, joined.taken_at);
             }
@@ -172,28 +159,62 @@ impl Line {
             ignore_value: false,
             ..again.clone()
         };
-        let looks = [range_op(get(key)), range_op(self.first())];
-        let [new, again] = [new, again].map(|put| [&[put_op(put)], &looks[..]].concat());
-        for _ in 0..TRIES_MAX {
+        // The lease's key as it was seen last: nobody but those who knew of that version is ousted, however late.
+        let mut seen: Option<KeyValue> = None;
+        let mut tries = 0;
+        for _ in 0..TAKE_OVERS_MAX {
+            let (compare, put) = match &seen {
+                None => (created_at(key, 0), &new),
+                Some(kv) => (written_at(key, kv.mod_revision), &again),
+            };
             let request = TxnRequest {
-                compare: vec![created_at(key, 0)],
-                success: new.clone(),
+                compare: vec![compare],
+                success: vec![put_op(put.clone()), range_op(self.first())],
                 failure: vec![range_op(get(key))],
             };
-            let looked = txn(store, request).await?;
-            if looked.succeeded {
-                return Ok(Joined::new(looked, true));
-            }
-            // Nobody but those who knew of this version is ousted, however late it is carried out.
-            let seen_at = found(looked.responses.first()).first().map_or(0, |kv| kv.mod_revision);
-            let request = TxnRequest {
-                compare: vec![written_at(key, seen_at)],
-                success: again.clone(),
-                failure: Vec::new(),
+            let done = match txn(store, request).await {
+                Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
+                    tries += 1;
+                    continue;
+                }
+                done => done?,
             };
-            let taken_over = txn(store, request).await?;
-            if taken_over.succeeded {
-                return Ok(Joined::new(taken_over, false));
+            if done.succeeded {
+                let taken_at = revision(done.header.as_ref());
+                let revision = seen.as_ref().map_or(taken_at, |kv| kv.create_revision);
+                let first = found(done.responses.get(1)).first();
+                return Ok(Joined {
+                    revision,
+                    taken_at,
+                    is_new: seen.is_none(),
+                    is_first: first.is_none_or(|first| first.create_revision == revision),
+                    header: done.header,
+                });
+            }
+            seen = found(done.responses.first()).first().cloned();
+        }
+        Err(Error::TooManyRequests)
+    }
+
+    /// Takes a lease's key out of the line. Not one that a call with the lease takes after this is asked for, however late
+    /// it is carried out. Returns the header of the write, `None` if there is no such key.
+    ///
+    /// # Errors
+    /// Those of a transaction, and [`Error::TooManyRequests`] if calls with the lease come between each time.
+    pub(crate) async fn leave<S: Store>(store: &S, key: &Bytes) -> Result<Option<ResponseHeader>, Error> {
+        let mut own = read(store, &get(key)).await?.kvs.pop();
+        let mut tries = 0;
+        for _ in 0..TAKE_OVERS_MAX {
+            let Some(kv) = own.take() else {
+                return Ok(None);
+            };
+            match txn(store, resignation(key, written_at(key, kv.mod_revision))).await {
+                Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
+                    tries += 1;
+                    own = Some(kv);
+                }
+                Ok(done) if done.succeeded => return Ok(done.header),
+                done => own = found(done?.responses.first()).first().cloned(),
             }
         }
         Err(Error::TooManyRequests)
@@ -240,17 +261,18 @@ impl Line {
         lease: LeaseId,
         joined: &Joined,
     ) -> Result<Option<ResponseHeader>, Error> {
-        let is_own = |kv: &&KeyValue| kv.create_revision == joined.revision;
-        let mut own = read(store, &get(key)).await?;
+        let now = read(store, &get(key)).await?;
         // From now on it may be the turn of another call with the lease as well, which may tell its client so.
         attempt.place = None;
-        for _ in 0..TRIES_MAX {
-            let Some(kv) = own.kvs.first().filter(is_own) else {
+        let mut own = now.kvs.first().cloned();
+        if own.as_ref().is_some_and(|kv| kv.mod_revision == joined.taken_at) {
+            return Ok(now.header);
+        }
+        let mut tries = 0;
+        for _ in 0..TAKE_OVERS_MAX {
+            let Some(kv) = own.take().filter(|kv| kv.create_revision == joined.revision) else {
                 return Ok(None);
             };
-            if kv.mod_revision == joined.taken_at {
-                return Ok(own.header);
-            }
             let again = PutRequest {
                 key: key.clone(),
                 lease,
@@ -260,13 +282,16 @@ impl Line {
             let request = TxnRequest {
                 compare: vec![written_at(key, kv.mod_revision)],
                 success: vec![put_op(again)],
-                failure: Vec::new(),
+                failure: vec![range_op(get(key))],
             };
-            let confirmed = txn(store, request).await?;
-            if confirmed.succeeded {
-                return Ok(confirmed.header);
+            match txn(store, request).await {
+                Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
+                    tries += 1;
+                    own = Some(kv);
+                }
+                Ok(done) if done.succeeded => return Ok(done.header),
+                done => own = found(done?.responses.first()).first().cloned(),
             }
-            own = read(store, &get(key)).await?;
         }
         Err(Error::TooManyRequests)
     }
@@ -359,7 +384,7 @@ pub(crate) fn put_op(request: PutRequest) -> RequestOp {
     }
 }
 
-/// Deletes a contender's key if `compare` holds.
+/// Deletes a contender's key if `compare` holds, and looks for it otherwise.
 pub(crate) fn resignation(key: &Bytes, compare: Compare) -> TxnRequest {
     let delete = DeleteRangeRequest {
         key: key.clone(),
@@ -370,7 +395,7 @@ pub(crate) fn resignation(key: &Bytes, compare: Compare) -> TxnRequest {
         success: vec![RequestOp {
             request: Some(RequestOpKind::DeleteRange(delete)),
         }],
-        failure: Vec::new(),
+        failure: vec![range_op(get(key))],
     }
 }
 
@@ -491,13 +516,13 @@ impl<S: Store> Attempt<S> {
         self.place = Some((key.clone(), taken_at));
     }
 
-    /// Undoes it, whoever still waits for that. Returns once it is done, or after [`UNDO_PATIENCE`], after which it goes on;
-    /// `false` if it is not done by then.
-    pub(crate) async fn undo(mut self) -> bool {
+    /// Undoes it, whoever still waits for that. Returns once it is done, or after `patience`, after which it goes on;
+    /// `false` if the lease is still in line by then, be it by another call.
+    pub(crate) async fn undo(mut self, patience: Duration) -> bool {
         let Some(undoing) = self.begin_undo() else {
             return true;
         };
-        matches!(tokio::time::timeout(UNDO_PATIENCE, undoing).await, Ok(Ok(true)))
+        matches!(tokio::time::timeout(patience, undoing).await, Ok(Ok(true)))
     }
 
     /// Has what is left undone on a task of its own.
@@ -519,8 +544,8 @@ impl<S: Store> Attempt<S> {
 }
 
 /// Ends the lease that nobody else knows, or gives the place back unless a later call has taken it over, for as long as
-/// [`UNDO_TIMEOUT`] if need be: when the cluster is busy or without a leader many give up at once. `false` if it came to
-/// nothing.
+/// [`UNDO_TIMEOUT`] if need be: when the cluster is busy or without a leader many give up at once. `false` if the place is
+/// still taken.
 async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Option<Granted>) -> bool {
     let begun = Instant::now();
     let (at_least, at_most) = UNDO_TIMEOUT;
@@ -529,15 +554,17 @@ async fn undo<S: Store>(store: &S, place: Option<(Bytes, Revision)>, granted: Op
     loop {
         let undone = match (&place, granted) {
             // The place goes with it.
-            (_, Some(Granted { lease: id, .. })) => store.lease_revoke(LeaseRevokeRequest { id }).await.map(drop),
+            (_, Some(Granted { lease: id, .. })) => store.lease_revoke(LeaseRevokeRequest { id }).await.map(|_| true),
             (Some((key, taken_at)), None) => {
                 let resignation = resignation(key, written_at(key, *taken_at));
-                store.txn(resignation).await.map(drop)
+                let resigned = store.txn(resignation).await;
+                resigned.map(|resigned| resigned.succeeded || found(resigned.responses.first()).is_empty())
             }
             (None, None) => return true,
         };
         match undone {
-            Ok(()) | Err(Error::LeaseNotFound) => return true,
+            Ok(is_gone) => return is_gone,
+            Err(Error::LeaseNotFound) => return true,
             Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
                 tries += 1;
                 continue;

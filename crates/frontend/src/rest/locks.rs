@@ -6,7 +6,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use api::kv::{DeleteRangeRequest, LeaseGrantRequest, RangeRequest};
+use api::kv::{LeaseGrantRequest, RangeRequest};
 use api::{Error, LeaseId, Store};
 use axum::response::Response;
 use tokio::time::Instant;
@@ -18,8 +18,11 @@ use crate::line::{self, Attempt, Line, WaitError};
 
 const LEASE_ENDED: &str = "the lease ended while it waited for the lock";
 
-const STILL_IN_LINE: &str = "the lock was not free within the time to wait; the place in line could not be given back \
-                             yet, which is tried again, and which DELETE does too";
+const STILL_IN_LINE: &str = "the lock was not free within the time to wait; the lease is still in line, by another call \
+                             or because its place could not be given back yet, and DELETE takes it out";
+
+/// How long a server that stops gives those in line to leave it: well within the time that its connections have.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How many of those who wait are named.
 const WAITERS_MAX: i64 = 100;
@@ -76,7 +79,7 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
             error = keep_alive(&member, lease, ttl) => Ok(Err(error.into())),
             () = &mut stop => {
                 // Before the answer: after it there may be no time left.
-                attempt.undo().await;
+                attempt.undo(STOP_PATIENCE).await;
                 return Err(Error::Stopped.into());
             }
         };
@@ -90,7 +93,7 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
             // Its turn may have come at the last moment.
             if first.is_some_and(|first| first.create_revision != revision) {
                 let mut problem = Problem::lock_held(first.map(HolderBody::new));
-                if !attempt.undo().await {
+                if !attempt.undo(line::UNDO_PATIENCE).await {
                     problem.explain(STILL_IN_LINE.to_owned());
                 }
                 return Err(problem);
@@ -180,18 +183,14 @@ pub(super) async fn release<S: Store>(call: Call<S>) -> Result<Response, Problem
         return Err(Problem::parameter(INVALID_PARAMETER, "lease", detail));
     }
     body::none(&call.headers, call.body).await?;
-    let request = DeleteRangeRequest {
-        key: Line::new(&call.argument).key(call.parameters.lease()),
-        ..Default::default()
-    };
-    request.validate()?;
-    let deleted = call.store.delete_range(request).await?;
-    if deleted.deleted == 0 {
-        return Err(Problem::new(
+    let key = Line::new(&call.argument).key(call.parameters.lease());
+    match Line::leave(&call.store, &key).await? {
+        Some(header) => Ok(json_response(&DoneBody {
+            revision: header.revision,
+        })),
+        None => Err(Problem::new(
             LOCK_NOT_HELD,
             "there is no key of this lease under the lock's name",
-        ));
+        )),
     }
-    let revision = deleted.header.unwrap_or_default().revision;
-    Ok(json_response(&DoneBody { revision }))
 }

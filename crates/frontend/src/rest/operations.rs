@@ -504,7 +504,7 @@ pub(super) static OPERATIONS: &[Operation] = &[
                     max_ms: 300_000,
                 },
                 "Answer once something changed, or after this \
-                time, instead of streaming.",
+                time, instead of streaming. Looking through much history that has nothing for it may take 20 s more.",
             ),
             PREV,
             parameter(

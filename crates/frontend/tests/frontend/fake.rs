@@ -126,6 +126,44 @@ impl Fake {
         self.put_all([(key.to_owned(), value.as_bytes().to_vec())])
     }
 
+    /// Knows what the services here send: compares of revisions for equality, and at most one write, in either branch.
+    async fn carry_out(&self, request: TxnRequest) -> Result<TxnResponse> {
+        let mut responses = Vec::new();
+        let now = self.state().check(0)?;
+        let holds = |compare: &Compare| {
+            let found = self.state().read(Span::Key(&compare.key), now);
+            let (created, modified) = found.first().map_or((0, 0), |kv| (kv.create_revision, kv.mod_revision));
+            match compare.target_union {
+                Some(TargetUnion::CreateRevision(revision)) => revision == created,
+                Some(TargetUnion::ModRevision(revision)) => revision == modified,
+                _ => false,
+            }
+        };
+        let succeeded = request.compare.iter().all(holds);
+        for op in if succeeded { request.success } else { request.failure } {
+            let response = match op.request.expect("no operation is empty") {
+                RequestOpKind::Put(put) if put.lease != 0 && !self.state().leases.contains(&put.lease) => {
+                    return Err(Error::LeaseNotFound);
+                }
+                RequestOpKind::Put(put) => ResponseOpKind::Put(self.put(put).await?),
+                RequestOpKind::DeleteRange(delete) => ResponseOpKind::DeleteRange(self.delete_range(delete).await?),
+                RequestOpKind::Range(range) => {
+                    let state = self.state();
+                    ResponseOpKind::Range(state.range(&range, state.revision))
+                }
+                RequestOpKind::Txn(_) => unreachable!("no service nests them"),
+            };
+            responses.push(ResponseOp {
+                response: Some(response),
+            });
+        }
+        Ok(TxnResponse {
+            header: Some(self.header()),
+            succeeded,
+            responses,
+        })
+    }
+
     pub(crate) fn delete(&self, key: &str) -> Revision {
         let mut state = self.state();
         let mod_revision = state.revision + 1;
@@ -390,47 +428,21 @@ impl Store for Fake {
         })
     }
 
-    /// Knows what the services here send: compares of revisions for equality, and at most one write, in either branch.
+    /// Others get their turn before it.
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse> {
-        let mut responses = Vec::new();
+        tokio::task::yield_now().await;
         let deletes = |op: &RequestOp| matches!(op.request, Some(RequestOpKind::DeleteRange(_)));
         let is_late = self.state().holds_deletes && request.success.iter().any(deletes);
-        if is_late {
-            self.release_deletes.notified().await;
+        if !is_late {
+            return self.carry_out(request).await;
         }
-        let now = self.state().check(0)?;
-        let holds = |compare: &Compare| {
-            let found = self.state().read(Span::Key(&compare.key), now);
-            let (created, modified) = found.first().map_or((0, 0), |kv| (kv.create_revision, kv.mod_revision));
-            match compare.target_union {
-                Some(TargetUnion::CreateRevision(revision)) => revision == created,
-                Some(TargetUnion::ModRevision(revision)) => revision == modified,
-                _ => false,
-            }
-        };
-        let succeeded = request.compare.iter().all(holds);
-        for op in if succeeded { request.success } else { request.failure } {
-            let response = match op.request.expect("no operation is empty") {
-                RequestOpKind::Put(put) if put.lease != 0 && !self.state().leases.contains(&put.lease) => {
-                    return Err(Error::LeaseNotFound);
-                }
-                RequestOpKind::Put(put) => ResponseOpKind::Put(self.put(put).await?),
-                RequestOpKind::DeleteRange(delete) => ResponseOpKind::DeleteRange(self.delete_range(delete).await?),
-                RequestOpKind::Range(range) => {
-                    let state = self.state();
-                    ResponseOpKind::Range(state.range(&range, state.revision))
-                }
-                RequestOpKind::Txn(_) => unreachable!("no service nests them"),
-            };
-            responses.push(ResponseOp {
-                response: Some(response),
-            });
-        }
-        Ok(TxnResponse {
-            header: Some(self.header()),
-            succeeded,
-            responses,
-        })
+        // Whether or not somebody waits for what it comes to.
+        let store = self.clone();
+        let late = tokio::spawn(async move {
+            store.release_deletes.notified().await;
+            store.carry_out(request).await
+        });
+        late.await.expect("it does not panic")
     }
 
     async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse> {

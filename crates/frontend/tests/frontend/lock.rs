@@ -256,6 +256,53 @@ async fn of_two_calls_with_one_lease_whoever_is_told_so_holds_the_lock() {
     assert!(told > 50, "{told}");
 }
 
+/// Whoever has the lock keeps it when it asks once more and gives that up, at whatever moment.
+#[tokio::test]
+async fn asking_again_and_giving_that_up_loses_nothing() {
+    let mut given_up = 0;
+    for round in 0..100 {
+        let store = store_with(&[2]);
+        let client = LockClient::new(connect(store.clone(), Options::default()).await);
+        client.clone().lock(lock(2)).await.expect("locked");
+        let again = tokio::spawn({
+            let mut client = client.clone();
+            async move { client.lock(lock(2)).await }
+        });
+        for _ in 0..round {
+            tokio::task::yield_now().await;
+        }
+        again.abort();
+        given_up += usize::from(again.await.is_err());
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert_eq!(keys(&store).await, ["l/2"], "round {round}");
+    }
+    assert!(given_up > 0);
+}
+
+/// However many calls come at once with one lease, all of them have the lock, or wait for it.
+#[tokio::test]
+async fn many_calls_with_one_lease_at_once_all_have_the_lock() {
+    let store = store_with(&[1, 2]);
+    let client = LockClient::new(connect(store.clone(), Options::default()).await);
+    let ask = || {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.lock(lock(2)).await })
+    };
+    let calls: Vec<_> = (0..30).map(|_| ask()).collect();
+    for call in calls {
+        let (held, _) = key(timeout(LONG, call).await.expect("in time").expect("whole"));
+        assert_eq!(held, "l/2");
+    }
+    store.delete("l/2");
+    client.clone().lock(lock(1)).await.expect("locked");
+    let calls: Vec<_> = (0..30).map(|_| ask()).collect();
+    version_becomes(&store, "l/2", 30).await;
+    store.delete("l/1");
+    for call in calls {
+        key(timeout(LONG, call).await.expect("in time").expect("whole"));
+    }
+}
+
 /// A call has the lock by its own place, not by that of a later call with its lease, which is further back.
 #[tokio::test]
 async fn a_place_that_was_given_up_and_taken_again_is_another() {

@@ -570,6 +570,48 @@ async fn what_is_given_up_is_taken_back_in_the_end() {
     leases_become(&store, 0).await;
 }
 
+/// A release that is carried out late takes no lock from a call that has asked again since.
+#[tokio::test]
+async fn a_late_release_takes_no_lock_from_the_next_call() {
+    let store = store();
+    store.state().leases.push(7);
+    let options = Options::default();
+    let call = async |method: &str| {
+        let path = "/api/v1/locks/l?lease=7";
+        outcome(ask(&store, &options, request(method, path, &[], "")).await).await
+    };
+    let done = (200, String::new());
+    let holds = || {
+        let request = api::kv::RangeRequest {
+            key: "l/7".into(),
+            ..Default::default()
+        };
+        let store = store.clone();
+        async move { api::Store::range(&store, request).await.expect("reads").count == 1 }
+    };
+    assert_eq!(call("POST").await, done);
+    store.state().holds_deletes = true;
+    let late = tokio::spawn({
+        let (store, options) = (store.clone(), options.clone());
+        async move {
+            let path = "/api/v1/locks/l?lease=7";
+            ask(&store, &options, request("DELETE", path, &[], "")).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // Its client has given it up; what is on its way is carried out all the same.
+    late.abort();
+    let _ = late.await;
+    assert_eq!(call("POST").await, done);
+    store.state().holds_deletes = false;
+    store.release_deletes.notify_waiters();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(holds().await);
+    assert_eq!(call("DELETE").await, done);
+    assert!(!holds().await);
+    assert_eq!(call("DELETE").await, (404, "lock-not-held".to_owned()));
+}
+
 fn lock(name: &str, query: &str) -> Request<()> {
     let request = Request::post(format!("http://fake/api/v1/locks/{name}{query}"));
     request.body(()).expect("whole")

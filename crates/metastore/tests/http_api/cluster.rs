@@ -877,8 +877,9 @@ async fn stop_with_everything_open(nodes: &mut Nodes, stopping: usize) {
     let mut http = http_at(nodes, stopping).await;
     let node = &nodes.nodes[stopping];
     let before = watchers(node).await;
-    let path = format!("/api/v1/locks/line?ttl={LONG_S}");
-    let held = http.send("POST", &path, &[], "").await.ok();
+    let lease = grant(&mut http, "b1").await;
+    let path = format!("/api/v1/locks/line?lease={lease}");
+    let held = answered(&mut http, "POST", &path, &[], "").await.ok();
     let mut stream = ask(node, "/api/v1/watch?prefix=s/").await;
     let reading = tokio::spawn(async move {
         let mut answer = Vec::new();
@@ -895,7 +896,8 @@ async fn stop_with_everything_open(nodes: &mut Nodes, stopping: usize) {
     let line = wait_for_line(&mut http, "line", 1).await;
     let theirs = line["waiters"][0]["lease"].clone();
     let begun = Instant::now();
-    while watchers(node).await < before + 3 {
+    // Whoever stands in line watches who is before it, and its own place.
+    while watchers(node).await < before + 4 {
         assert!(begun.elapsed() < TIMEOUT, "they do not all wait");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

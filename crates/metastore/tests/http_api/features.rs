@@ -808,7 +808,8 @@ async fn locks(storage: Storage) {
             .send("POST", "/api/v1/locks/shared?lease=ab&wait=300s", &[], "")
             .await
     });
-    short.await.unwrap().problem(409, "lock-held");
+    let told = short.await.unwrap().problem(409, "lock-held");
+    assert!(told["detail"].as_str().unwrap().contains("still in line"), "{told}");
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!long.is_finished());
     let path = format!("/api/v1/locks/shared?lease={}", held["lease"].as_str().unwrap());

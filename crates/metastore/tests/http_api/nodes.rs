@@ -1,22 +1,40 @@
 //! One node, or a cluster of three.
 
+use std::time::{Duration, Instant};
+
 use etcd_client::{Client, Permission};
 use tempfile::TempDir;
 
 use crate::client::Http;
-use crate::support::{Node, PATIENT, Setup, Storage, free_port, temp_dir};
+use crate::support::{Node, PATIENT, Setup, Storage, code, free_port, status, temp_dir};
 
 /// Turns auth on: root, and Ann, who may read and write what begins with `app/`; the password of both is `secret`.
 pub(crate) async fn enable_auth(etcd: &mut Client) {
     for user in ["root", "ann"] {
-        etcd.user_add(user, "secret", None).await.expect("there is none");
+        settle(async || etcd.user_add(user, "secret", None).await.map(drop)).await;
     }
-    etcd.user_grant_role("root", "root").await.expect("both are there");
-    etcd.role_add("app").await.expect("there is none");
-    let app = Permission::read_write("app/").with_prefix();
-    etcd.role_grant_permission("app", app).await.expect("it is there");
-    etcd.user_grant_role("ann", "app").await.expect("both are there");
-    etcd.auth_enable().await.expect("root is there");
+    settle(async || etcd.user_grant_role("root", "root").await.map(drop)).await;
+    settle(async || etcd.role_add("app").await.map(drop)).await;
+    let app = || Permission::read_write("app/").with_prefix();
+    settle(async || etcd.role_grant_permission("app", app()).await.map(drop)).await;
+    settle(async || etcd.user_grant_role("ann", "app").await.map(drop)).await;
+    settle(async || etcd.auth_enable().await.map(drop)).await;
+}
+
+/// Repeats what changes users or roles until the cluster has an answer. The first time may have been carried out.
+async fn settle(mut change: impl AsyncFnMut() -> Result<(), etcd_client::Error>) {
+    let begun = Instant::now();
+    let mut is_again = false;
+    while let Err(error) = change().await {
+        let (code, message) = status(&error).unwrap_or_default();
+        if is_again && message.ends_with("already exists") {
+            return;
+        }
+        let is_unanswered = code == code::UNAVAILABLE && begun.elapsed() < Duration::from_secs(60);
+        assert!(is_unanswered, "{error:?}");
+        is_again = true;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Running members of one cluster.
