@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	electionpb "go.etcd.io/etcd/server/v3/etcdserver/api/v3election/v3electionpb"
 	lockpb "go.etcd.io/etcd/server/v3/etcdserver/api/v3lock/v3lockpb"
 )
 
@@ -29,7 +30,7 @@ func init() {
 	register(group{name: "maintenance", about: "Defragment, Snapshot, MoveLeader, Downgrade", later: true, run: maintenances})
 	register(group{name: "members", about: "membership changes", later: true, run: members})
 	register(group{name: "auth", about: "users, roles and permissions", run: auths})
-	register(group{name: "lock", about: "the lock service", later: true, run: locks})
+	register(group{name: "lock", about: "the services of locks and elections", later: true, run: locks})
 	register(group{name: "gateway", about: "the JSON gateway", later: true, run: gateway})
 }
 
@@ -395,12 +396,32 @@ func locks(t *session) {
 	lock := lockpb.NewLockClient(t.conn)
 	t.grant(0x10, 600)
 	call(t, lock.Lock, "Lock", &lockpb.LockRequest{Name: b("n"), Lease: 0x10})
-	call(t, lock.Lock, "Lock", &lockpb.LockRequest{Name: b("n"), Lease: 0x10})
 	call(t, lock.Lock, "Lock", &lockpb.LockRequest{Name: b("n"), Lease: 99})
 	t.all()
 	call(t, lock.Unlock, "Unlock", &lockpb.UnlockRequest{Key: b("n/10")})
 	call(t, lock.Unlock, "Unlock", &lockpb.UnlockRequest{Key: b("n/10")})
 	t.all()
+	election := electionpb.NewElectionClient(t.conn)
+	name := &electionpb.LeaderRequest{Name: b("e")}
+	call(t, election.Leader, "Leader", name)
+	campaign := &electionpb.CampaignRequest{Name: b("e"), Lease: 0x10, Value: b("1")}
+	call(t, election.Campaign, "Campaign", campaign)
+	call(t, election.Leader, "Leader", name)
+	for _, rev := range []int64{4, 5, 6, 7} {
+		leader := &electionpb.LeaderKey{Name: b("e"), Key: b("e/10"), Rev: rev, Lease: 0x10}
+		call(t, election.Proclaim, "Proclaim", &electionpb.ProclaimRequest{Leader: leader, Value: b("2")})
+	}
+	t.all()
+	for _, rev := range []int64{4, 5, 6, 7} {
+		leader := &electionpb.LeaderKey{Name: b("e"), Key: b("e/10"), Rev: rev, Lease: 0x10}
+		call(t, election.Resign, "Resign", &electionpb.ResignRequest{Leader: leader})
+	}
+	call(t, election.Leader, "Leader", name)
+	t.all()
+	call(t, lock.Lock, "Lock", &lockpb.LockRequest{Name: b("n"), Lease: 0x10})
+	t.differs("a lease that is in line already", func() {
+		call(t, lock.Lock, "Lock", &lockpb.LockRequest{Name: b("n"), Lease: 0x10})
+	})
 }
 
 func gateway(t *session) {

@@ -31,8 +31,8 @@ pub(crate) const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 /// The first pause before it is tried again.
 const UNDO_PAUSE_MIN: Duration = Duration::from_millis(50);
 
-/// How often a place is tried to be taken over when other calls with its lease come between.
-const TAKE_OVERS_MAX: usize = 64;
+/// How often a lease's key is tried to be changed when other calls with the lease come between.
+const CHANGES_MAX: usize = 64;
 
 /// How often something is tried again because users or roles changed meanwhile.
 pub(crate) const TRIES_MAX: usize = 5;
@@ -159,65 +159,41 @@ impl Line {
             ignore_value: false,
             ..again.clone()
         };
-        // The lease's key as it was seen last: nobody but those who knew of that version is ousted, however late.
-        let mut seen: Option<KeyValue> = None;
-        let mut tries = 0;
-        for _ in 0..TAKE_OVERS_MAX {
-            let (compare, put) = match &seen {
+        let take = |seen: Option<&KeyValue>| {
+            let (compare, put) = match seen {
                 None => (created_at(key, 0), &new),
                 Some(kv) => (written_at(key, kv.mod_revision), &again),
             };
-            let request = TxnRequest {
+            Some(TxnRequest {
                 compare: vec![compare],
                 success: vec![put_op(put.clone()), range_op(self.first())],
                 failure: vec![range_op(get(key))],
-            };
-            let done = match txn(store, request).await {
-                Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
-                    tries += 1;
-                    continue;
-                }
-                done => done?,
-            };
-            if done.succeeded {
-                let taken_at = revision(done.header.as_ref());
-                let revision = seen.as_ref().map_or(taken_at, |kv| kv.create_revision);
-                let first = found(done.responses.get(1)).first();
-                return Ok(Joined {
-                    revision,
-                    taken_at,
-                    is_new: seen.is_none(),
-                    is_first: first.is_none_or(|first| first.create_revision == revision),
-                    header: done.header,
-                });
-            }
-            seen = found(done.responses.first()).first().cloned();
-        }
-        Err(Error::TooManyRequests)
+            })
+        };
+        let taken = change_as_seen(store, None, take).await?;
+        let (done, before) = taken.expect("it is tried whatever was seen");
+        let taken_at = revision(done.header.as_ref());
+        let revision = before.as_ref().map_or(taken_at, |kv| kv.create_revision);
+        let first = found(done.responses.get(1)).first();
+        Ok(Joined {
+            revision,
+            taken_at,
+            is_new: before.is_none(),
+            is_first: first.is_none_or(|first| first.create_revision == revision),
+            header: done.header,
+        })
     }
 
     /// Takes a lease's key out of the line. Not one that a call with the lease takes after this is asked for, however late
     /// it is carried out. Returns the header of the write, `None` if there is no such key.
     ///
     /// # Errors
-    /// Those of a transaction, and [`Error::TooManyRequests`] if calls with the lease come between each time.
+    /// As [`Line::join`].
     pub(crate) async fn leave<S: Store>(store: &S, key: &Bytes) -> Result<Option<ResponseHeader>, Error> {
-        let mut own = read(store, &get(key)).await?.kvs.pop();
-        let mut tries = 0;
-        for _ in 0..TAKE_OVERS_MAX {
-            let Some(kv) = own.take() else {
-                return Ok(None);
-            };
-            match txn(store, resignation(key, written_at(key, kv.mod_revision))).await {
-                Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
-                    tries += 1;
-                    own = Some(kv);
-                }
-                Ok(done) if done.succeeded => return Ok(done.header),
-                done => own = found(done?.responses.first()).first().cloned(),
-            }
-        }
-        Err(Error::TooManyRequests)
+        let own = read(store, &get(key)).await?.kvs.pop();
+        let resign = |own: Option<&KeyValue>| Some(resignation(key, written_at(key, own?.mod_revision)));
+        let done = change_as_seen(store, own, resign).await?;
+        Ok(done.and_then(|(done, _)| done.header))
     }
 
     /// Waits until nobody is before the contender whose key was created at `own`.
@@ -264,36 +240,26 @@ impl Line {
         let now = read(store, &get(key)).await?;
         // From now on it may be the turn of another call with the lease as well, which may tell its client so.
         attempt.place = None;
-        let mut own = now.kvs.first().cloned();
+        let own = now.kvs.into_iter().next();
         if own.as_ref().is_some_and(|kv| kv.mod_revision == joined.taken_at) {
             return Ok(now.header);
         }
-        let mut tries = 0;
-        for _ in 0..TAKE_OVERS_MAX {
-            let Some(kv) = own.take().filter(|kv| kv.create_revision == joined.revision) else {
-                return Ok(None);
-            };
+        let write = |own: Option<&KeyValue>| {
+            let own = own.filter(|kv| kv.create_revision == joined.revision)?;
             let again = PutRequest {
                 key: key.clone(),
                 lease,
                 ignore_value: true,
                 ..Default::default()
             };
-            let request = TxnRequest {
-                compare: vec![written_at(key, kv.mod_revision)],
+            Some(TxnRequest {
+                compare: vec![written_at(key, own.mod_revision)],
                 success: vec![put_op(again)],
                 failure: vec![range_op(get(key))],
-            };
-            match txn(store, request).await {
-                Err(Error::AuthOldRevision) if tries < TRIES_MAX => {
-                    tries += 1;
-                    own = Some(kv);
-                }
-                Ok(done) if done.succeeded => return Ok(done.header),
-                done => own = found(done?.responses.first()).first().cloned(),
-            }
-        }
-        Err(Error::TooManyRequests)
+            })
+        };
+        let done = change_as_seen(store, own, write).await?;
+        Ok(done.and_then(|(done, _)| done.header))
     }
 
     /// Waits until a contender's key is gone, which was created at `own` and is looked at after `seen_at`.
@@ -345,6 +311,29 @@ pub(crate) async fn read<S: Store>(store: &S, request: &RangeRequest) -> Result<
             response => return response,
         }
     }
+}
+
+/// Carries a change of a lease's key out that holds only if the key is as it was seen, and otherwise looks at it: again with
+/// what it then sees, if other calls with the lease come between. So whatever is carried out late, when nobody waits for it
+/// any more, ousts nobody but those who were there when it was asked for. Returns what the change came to and what the key was
+/// before; `None` if `change` wants none.
+async fn change_as_seen<S: Store>(
+    store: &S,
+    mut seen: Option<KeyValue>,
+    change: impl Fn(Option<&KeyValue>) -> Option<TxnRequest>,
+) -> Result<Option<(TxnResponse, Option<KeyValue>)>, Error> {
+    let mut tries = 0;
+    for _ in 0..CHANGES_MAX {
+        let Some(request) = change(seen.as_ref()) else {
+            return Ok(None);
+        };
+        match txn(store, request).await {
+            Err(Error::AuthOldRevision) if tries < TRIES_MAX => tries += 1,
+            Ok(done) if done.succeeded => return Ok(Some((done, seen))),
+            done => seen = found(done?.responses.first()).first().cloned(),
+        }
+    }
+    Err(Error::TooManyRequests)
 }
 
 pub(crate) fn get(key: &Bytes) -> RangeRequest {
