@@ -5,6 +5,7 @@
 //! before its own. It watches the youngest of those before it, so that a key that goes wakes one contender, not all.
 
 use std::future::{Future, poll_fn};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use api::error::ErrorKind;
@@ -31,7 +32,7 @@ pub(crate) const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 /// The first pause before it is tried again.
 const UNDO_PAUSE_MIN: Duration = Duration::from_millis(50);
 
-/// How often a lease's key is tried to be changed when other calls with the lease come between.
+/// How often a change of a lease's key is tried when other calls with the lease come between.
 const CHANGES_MAX: usize = 64;
 
 /// How often something is tried again because users or roles changed meanwhile.
@@ -61,7 +62,7 @@ pub(crate) struct Line {
 /// A contender's place.
 #[derive(Debug)]
 pub(crate) struct Joined {
-    /// As of the transaction that looked, or put the key there.
+    /// Of the transaction that wrote the contender's key for this call.
     pub(crate) header: Option<ResponseHeader>,
     /// What created the contender's key.
     pub(crate) revision: Revision,
@@ -110,7 +111,7 @@ impl Line {
     /// contender says of itself; without one its key keeps what it says. Goes on if nobody waits for it any more, and then
     /// gives the place back.
     ///
-    /// To take a place over the key is written anew, which etcd does not do. An earlier call with the same lease may have
+    /// To take a place over the key is written anew, which etcd does only for another value of a campaign. An earlier call with the same lease may have
     /// been given up, and what it undoes may be carried out late, by another leader even: it then finds that the place is
     /// not its own any more.
     ///
@@ -126,9 +127,12 @@ impl Line {
     ) -> Result<(Attempt<S>, Joined), Error> {
         let (line, store, key) = (self.clone(), store.clone(), key.clone());
         let has_granted = attempt.granted.is_some();
-        // Where its lease came first before this call, an earlier one may have told its client so.
+        // Lives as long as this future.
+        let waiting = Arc::new(());
+        let waits = Arc::downgrade(&waiting);
         let taking = async move {
-            let joined = line.take_place(&store, &key, lease, value).await?;
+            let joined = line.take_place(&store, &key, lease, value, &waits).await?;
+            // Where its lease came first before this call, an earlier one may have told its client so.
             if joined.is_new || !joined.is_first {
                 attempt.has_place(&key, joined.taken_at);
             }
@@ -147,6 +151,7 @@ impl Line {
         key: &Bytes,
         lease: LeaseId,
         value: Option<Bytes>,
+        waits: &Weak<()>,
     ) -> Result<Joined, Error> {
         let again = PutRequest {
             key: key.clone(),
@@ -162,6 +167,8 @@ impl Line {
         let take = |seen: Option<&KeyValue>| {
             let (compare, put) = match seen {
                 None => (created_at(key, 0), &new),
+                // Its client, which has gone, may have asked again since: that call's place stays.
+                Some(_) if waits.strong_count() == 0 => return None,
                 Some(kv) => (written_at(key, kv.mod_revision), &again),
             };
             Some(TxnRequest {
@@ -170,8 +177,10 @@ impl Line {
                 failure: vec![range_op(get(key))],
             })
         };
-        let taken = change_as_seen(store, None, take).await?;
-        let (done, before) = taken.expect("it is tried whatever was seen");
+        let Some((done, before)) = change_as_seen(store, None, take).await? else {
+            // Nobody hears of it.
+            return Err(Error::Timeout);
+        };
         let taken_at = revision(done.header.as_ref());
         let revision = before.as_ref().map_or(taken_at, |kv| kv.create_revision);
         let first = found(done.responses.get(1)).first();
@@ -188,7 +197,7 @@ impl Line {
     /// it is carried out. Returns the header of the write, `None` if there is no such key.
     ///
     /// # Errors
-    /// As [`Line::join`].
+    /// Those of a read, and as [`Line::join`].
     pub(crate) async fn leave<S: Store>(store: &S, key: &Bytes) -> Result<Option<ResponseHeader>, Error> {
         let own = read(store, &get(key)).await?.kvs.pop();
         let resign = |own: Option<&KeyValue>| Some(resignation(key, written_at(key, own?.mod_revision)));
@@ -442,7 +451,7 @@ impl<W: WatchStream> Watch<W> {
     }
 
     /// The next events; `None` once their history was compacted away.
-    pub(crate) async fn next(&mut self) -> Option<std::sync::Arc<Events>> {
+    pub(crate) async fn next(&mut self) -> Option<Arc<Events>> {
         loop {
             match poll_fn(|context| self.stream.poll_next(context)).await {
                 WatchOutput::Events { revision, events, .. } => {

@@ -93,7 +93,8 @@ pub(super) async fn acquire<S: Store>(call: Call<S>) -> Result<Response, Problem
             // Its turn may have come at the last moment.
             if first.is_some_and(|first| first.create_revision != revision) {
                 let mut problem = Problem::lock_held(first.map(HolderBody::new));
-                if !attempt.undo(line::UNDO_PATIENCE).await {
+                // A lease that was granted for this call its client never hears of.
+                if !attempt.undo(line::UNDO_PATIENCE).await && ttl.is_none() {
                     problem.explain(STILL_IN_LINE.to_owned());
                 }
                 return Err(problem);

@@ -19,8 +19,8 @@ pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     /// What puts of keys that begin with "wait" wait for.
     pub(crate) release: Arc<tokio::sync::Notify>,
-    /// What transactions that delete wait for, where the state says so.
-    pub(crate) release_deletes: Arc<tokio::sync::Notify>,
+    /// What transactions wait for that are carried out late.
+    pub(crate) release_late: Arc<tokio::sync::Notify>,
     limits: Arc<Limits>,
 }
 
@@ -54,8 +54,8 @@ pub(crate) struct State {
     pub(crate) outputs: usize,
     /// So many requests for progress fall on watchers that are still being caught up, and are dropped.
     pub(crate) progress_dropped: usize,
-    /// Transactions that delete are carried out late.
-    pub(crate) holds_deletes: bool,
+    /// Which transactions are carried out late.
+    pub(crate) is_late: fn(&TxnRequest) -> bool,
     revision: Revision,
     log: Vec<(Revision, Arc<Events>)>,
     watchers: Vec<Waker>,
@@ -102,13 +102,13 @@ impl Fake {
                 leases: Vec::new(),
                 outputs: 0,
                 progress_dropped: 0,
-                holds_deletes: false,
+                is_late: |_| false,
                 revision: 1,
                 log: Vec::new(),
                 watchers: Vec::new(),
             })),
             release: Arc::default(),
-            release_deletes: Arc::default(),
+            release_late: Arc::default(),
             limits: Arc::new(limits),
         }
     }
@@ -178,6 +178,12 @@ impl Fake {
         };
         state.append(vec![event])
     }
+}
+
+/// Whether a transaction is to delete something.
+pub(crate) fn deletes(request: &TxnRequest) -> bool {
+    let deletes = |op: &RequestOp| matches!(op.request, Some(RequestOpKind::DeleteRange(_)));
+    request.success.iter().any(deletes)
 }
 
 impl State {
@@ -431,15 +437,14 @@ impl Store for Fake {
     /// Others get their turn before it.
     async fn txn(&self, request: TxnRequest) -> Result<TxnResponse> {
         tokio::task::yield_now().await;
-        let deletes = |op: &RequestOp| matches!(op.request, Some(RequestOpKind::DeleteRange(_)));
-        let is_late = self.state().holds_deletes && request.success.iter().any(deletes);
-        if !is_late {
+        let is_late = self.state().is_late;
+        if !is_late(&request) {
             return self.carry_out(request).await;
         }
         // Whether or not somebody waits for what it comes to.
         let store = self.clone();
         let late = tokio::spawn(async move {
-            store.release_deletes.notified().await;
+            store.release_late.notified().await;
             store.carry_out(request).await
         });
         late.await.expect("it does not panic")

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Code, Response, Status};
 
-use crate::fake::Fake;
+use crate::fake::{Fake, deletes};
 use crate::{assert_status, connect};
 
 const LONG: Duration = Duration::from_secs(10);
@@ -143,7 +143,7 @@ async fn what_a_call_undoes_late_takes_no_lock_from_the_next() {
         let mut client = client.clone();
         tokio::spawn(async move { client.lock(lock(2)).await })
     };
-    store.state().holds_deletes = true;
+    store.state().is_late = deletes;
     let going = ask();
     keys_become(&store, &["l/1", "l/2"]).await;
     going.abort();
@@ -152,8 +152,8 @@ async fn what_a_call_undoes_late_takes_no_lock_from_the_next() {
     version_becomes(&store, "l/2", 2).await;
     store.delete("l/1");
     key(timeout(LONG, again).await.expect("in time").expect("whole"));
-    store.state().holds_deletes = false;
-    store.release_deletes.notify_waiters();
+    store.state().is_late = |_| false;
+    store.release_late.notify_waiters();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(keys(&store).await, ["l/2"], "it is still held");
 }
@@ -170,7 +170,7 @@ async fn what_a_call_undoes_late_takes_no_lock_from_the_one_before() {
     };
     let stays = ask();
     keys_become(&store, &["l/1", "l/2"]).await;
-    store.state().holds_deletes = true;
+    store.state().is_late = deletes;
     let going = ask();
     version_becomes(&store, "l/2", 2).await;
     going.abort();
@@ -178,8 +178,8 @@ async fn what_a_call_undoes_late_takes_no_lock_from_the_one_before() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     store.delete("l/1");
     key(timeout(LONG, stays).await.expect("in time").expect("whole"));
-    store.state().holds_deletes = false;
-    store.release_deletes.notify_waiters();
+    store.state().is_late = |_| false;
+    store.release_late.notify_waiters();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(keys(&store).await, ["l/2"], "it is still held");
 }
@@ -194,7 +194,7 @@ async fn what_a_campaign_undoes_late_ends_no_leadership() {
         let mut client = client.clone();
         tokio::spawn(async move { client.campaign(campaign(2, "b")).await })
     };
-    store.state().holds_deletes = true;
+    store.state().is_late = deletes;
     let going = ask();
     keys_become(&store, &["l/1", "l/2"]).await;
     going.abort();
@@ -207,10 +207,36 @@ async fn what_a_campaign_undoes_late_ends_no_leadership() {
         .expect("in time")
         .expect("whole")
         .expect("won");
-    store.state().holds_deletes = false;
-    store.release_deletes.notify_waiters();
+    store.state().is_late = |_| false;
+    store.release_late.notify_waiters();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(keys(&store).await, ["l/2"], "it still leads");
+}
+
+/// What is carried out late may find that the client of a call which has gone has asked again, and waits. It goes on waiting.
+#[tokio::test]
+async fn a_call_that_has_gone_takes_no_place_from_the_next() {
+    let store = store_with(&[1, 2]);
+    let client = LockClient::new(connect(store.clone(), Options::default()).await);
+    client.clone().lock(lock(1)).await.expect("locked");
+    let ask = || {
+        let mut client = client.clone();
+        tokio::spawn(async move { client.lock(lock(2)).await })
+    };
+    store.state().is_late = |_| true;
+    let going = ask();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    going.abort();
+    let _ = going.await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    store.state().is_late = |_| false;
+    let again = ask();
+    keys_become(&store, &["l/1", "l/2"]).await;
+    store.release_late.notify_waiters();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(keys(&store).await, ["l/1", "l/2"]);
+    store.delete("l/1");
+    key(timeout(LONG, again).await.expect("in time").expect("whole"));
 }
 
 /// Of two calls with one lease the later one has the place; the turn comes while the one or the other is given up. Whoever
@@ -279,7 +305,7 @@ async fn asking_again_and_giving_that_up_loses_nothing() {
     assert!(given_up > 0);
 }
 
-/// However many calls come at once with one lease, all of them have the lock, or wait for it.
+/// Where many calls come at once with one lease, all of them have the lock, or wait for it.
 #[tokio::test]
 async fn many_calls_with_one_lease_at_once_all_have_the_lock() {
     let store = store_with(&[1, 2]);

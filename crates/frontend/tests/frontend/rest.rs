@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 
 use crate::connection::Client;
-use crate::fake::Fake;
+use crate::fake::{Fake, deletes};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -590,7 +590,7 @@ async fn a_late_release_takes_no_lock_from_the_next_call() {
         async move { api::Store::range(&store, request).await.expect("reads").count == 1 }
     };
     assert_eq!(call("POST").await, done);
-    store.state().holds_deletes = true;
+    store.state().is_late = deletes;
     let late = tokio::spawn({
         let (store, options) = (store.clone(), options.clone());
         async move {
@@ -603,8 +603,8 @@ async fn a_late_release_takes_no_lock_from_the_next_call() {
     late.abort();
     let _ = late.await;
     assert_eq!(call("POST").await, done);
-    store.state().holds_deletes = false;
-    store.release_deletes.notify_waiters();
+    store.state().is_late = |_| false;
+    store.release_late.notify_waiters();
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(holds().await);
     assert_eq!(call("DELETE").await, done);

@@ -774,7 +774,7 @@ async fn locks(storage: Storage) {
 
     // Of two calls with one lease the later one has the place. When it gives up, or anybody releases it, the other hears
     // of it at once, and does not hold the lock later.
-    let held = post(&mut http, "/api/v1/locks/shared").await.ok();
+    let held = post(&mut http, "/api/v1/locks/shared?ttl=3600").await.ok();
     grant("ab").await;
     for is_released in [false, true] {
         let mut waiter = nodes.http().await;
@@ -798,7 +798,7 @@ async fn locks(storage: Storage) {
     let mut waiter = nodes.http().await;
     let short = tokio::spawn(async move {
         waiter
-            .send("POST", "/api/v1/locks/shared?lease=ab&wait=2s", &[], "")
+            .send("POST", "/api/v1/locks/shared?lease=ab&wait=10s", &[], "")
             .await
     });
     wait_in("shared", 1).await;
