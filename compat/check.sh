@@ -1,8 +1,9 @@
 #!/bin/sh
 # Everything that says whether what works with etcd works with metastore, on both engines: etcd's own end-to-end tests,
-# those of its client library with its examples and recipes, programs in several languages, and Kubernetes. With --ci a
-# part of it that takes a few minutes. Needs Go, and for the clients what they are written in; where Go is missing it says so and
-# does nothing. Exit code: 0 all as known.txt expects, 1 not, 2 it could not run.
+# those of its client library with its examples and recipes, programs in several languages, and Kubernetes; and the HTTP
+# API against its own document. With --ci a part of it that takes a few minutes. Needs Go, and for the clients what they
+# are written in; where Go is missing it says so and tests the HTTP API alone. Exit code: 0 all as known.txt expects, 1
+# not, 2 it could not run.
 set -u
 cd "$(dirname "$0")"
 failed=0

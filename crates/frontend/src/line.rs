@@ -111,9 +111,9 @@ impl Line {
     /// contender says of itself; without one its key keeps what it says. Goes on if nobody waits for it any more, and then
     /// gives the place back.
     ///
-    /// To take a place over the key is written anew, which etcd does only for another value of a campaign. An earlier call with the same lease may have
-    /// been given up, and what it undoes may be carried out late, by another leader even: it then finds that the place is
-    /// not its own any more.
+    /// To take a place over the key is written anew, which etcd does only for another value of a campaign. An earlier call
+    /// with the same lease may have been given up, and what it undoes may be carried out late, by another leader even: it
+    /// then finds that the place is not its own any more.
     ///
     /// # Errors
     /// Those of a transaction, and [`Error::TooManyRequests`] if other calls with the lease come between each time.

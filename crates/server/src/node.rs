@@ -70,8 +70,8 @@ const LOG_KEEP_BYTES_MAX: u64 = 16 << 30;
 const DIGESTS_MAX: usize = 8192;
 /// How long to wait before it is looked again whether a thread that hashes has its view.
 const VIEW_PAUSE: Duration = Duration::from_millis(1);
-/// How long a member that stops waits for another to lead.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a member that stops waits for another to lead: two round trips, and time to spare.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much more than the reserve must be free before writes are taken again, as a divisor of the reserve.
 const RESERVE_HYSTERESIS: u64 = 8;
 

@@ -11,7 +11,9 @@ use metastore_frontend::proto::v3electionpb::{
 use metastore_frontend::proto::v3lockpb::lock_client::LockClient;
 use metastore_frontend::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
 use crate::fake::{Fake, deletes};
@@ -30,6 +32,12 @@ fn lock(lease: LeaseId) -> LockRequest {
         name: "l".into(),
         lease,
     }
+}
+
+/// A lock call on its way; to abort it is to give it up.
+fn ask(client: &LockClient<Channel>, lease: LeaseId) -> JoinHandle<Result<Response<LockResponse>, Status>> {
+    let mut client = client.clone();
+    tokio::spawn(async move { client.lock(lock(lease)).await })
 }
 
 fn key(response: Result<Response<LockResponse>, Status>) -> (String, i64) {
@@ -124,10 +132,7 @@ async fn a_lock_call_that_is_given_up_leaves_the_line() {
     let store = store_with(&[1, 2]);
     let mut client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.lock(lock(1)).await.expect("locked");
-    let waiting = tokio::spawn({
-        let mut client = client.clone();
-        async move { client.lock(lock(2)).await }
-    });
+    let waiting = ask(&client, 2);
     keys_become(&store, &["l/1", "l/2"]).await;
     waiting.abort();
     keys_become(&store, &["l/1"]).await;
@@ -139,10 +144,7 @@ async fn what_a_call_undoes_late_takes_no_lock_from_the_next() {
     let store = store_with(&[1, 2]);
     let client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.clone().lock(lock(1)).await.expect("locked");
-    let ask = || {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.lock(lock(2)).await })
-    };
+    let ask = || ask(&client, 2);
     store.state().is_late = deletes;
     let going = ask();
     keys_become(&store, &["l/1", "l/2"]).await;
@@ -164,10 +166,7 @@ async fn what_a_call_undoes_late_takes_no_lock_from_the_one_before() {
     let store = store_with(&[1, 2]);
     let client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.clone().lock(lock(1)).await.expect("locked");
-    let ask = || {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.lock(lock(2)).await })
-    };
+    let ask = || ask(&client, 2);
     let stays = ask();
     keys_become(&store, &["l/1", "l/2"]).await;
     store.state().is_late = deletes;
@@ -219,10 +218,7 @@ async fn a_call_that_has_gone_takes_no_place_from_the_next() {
     let store = store_with(&[1, 2]);
     let client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.clone().lock(lock(1)).await.expect("locked");
-    let ask = || {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.lock(lock(2)).await })
-    };
+    let ask = || ask(&client, 2);
     store.state().is_late = |_| true;
     let going = ask();
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -248,10 +244,7 @@ async fn of_two_calls_with_one_lease_whoever_is_told_so_holds_the_lock() {
         let store = store_with(&[1, 2]);
         let client = LockClient::new(connect(store.clone(), Options::default()).await);
         client.clone().lock(lock(1)).await.expect("locked");
-        let ask = || {
-            let mut client = client.clone();
-            tokio::spawn(async move { client.lock(lock(2)).await })
-        };
+        let ask = || ask(&client, 2);
         let mut calls = vec![ask()];
         keys_become(&store, &["l/1", "l/2"]).await;
         calls.push(ask());
@@ -310,10 +303,7 @@ async fn asking_again_and_giving_that_up_loses_nothing() {
 async fn many_calls_with_one_lease_at_once_all_have_the_lock() {
     let store = store_with(&[1, 2]);
     let client = LockClient::new(connect(store.clone(), Options::default()).await);
-    let ask = || {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.lock(lock(2)).await })
-    };
+    let ask = || ask(&client, 2);
     let calls: Vec<_> = (0..30).map(|_| ask()).collect();
     for call in calls {
         let (held, _) = key(timeout(LONG, call).await.expect("in time").expect("whole"));
@@ -335,10 +325,7 @@ async fn a_place_that_was_given_up_and_taken_again_is_another() {
     let store = store_with(&[1, 2, 3]);
     let client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.clone().lock(lock(1)).await.expect("locked");
-    let ask = |lease| {
-        let mut client = client.clone();
-        tokio::spawn(async move { client.lock(lock(lease)).await })
-    };
+    let ask = |lease| ask(&client, lease);
     let first = ask(2);
     keys_become(&store, &["l/1", "l/2"]).await;
     let other = ask(3);
@@ -361,10 +348,7 @@ async fn a_place_is_given_back_in_the_end() {
     let store = store_with(&[1, 2]);
     let client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.clone().lock(lock(1)).await.expect("locked");
-    let going = tokio::spawn({
-        let mut client = client.clone();
-        async move { client.lock(lock(2)).await }
-    });
+    let going = ask(&client, 2);
     keys_become(&store, &["l/1", "l/2"]).await;
     store.state().failure = Some(api::Error::TooManyRequests);
     going.abort();
@@ -417,10 +401,7 @@ async fn a_lock_call_ends_when_the_server_stops() {
     };
     let mut client = LockClient::new(connect(store.clone(), options).await);
     client.lock(lock(1)).await.expect("locked");
-    let waiting = tokio::spawn({
-        let mut client = client.clone();
-        async move { client.lock(lock(2)).await }
-    });
+    let waiting = ask(&client, 2);
     keys_become(&store, &["l/1", "l/2"]).await;
     stop.send_replace(true);
     let ended = timeout(LONG, waiting).await.expect("in time").expect("whole");
@@ -433,10 +414,7 @@ async fn a_waiter_whose_lease_ended_is_told() {
     let store = store_with(&[1, 2]);
     let mut client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.lock(lock(1)).await.expect("locked");
-    let waiting = tokio::spawn({
-        let mut client = client.clone();
-        async move { client.lock(lock(2)).await }
-    });
+    let waiting = ask(&client, 2);
     keys_become(&store, &["l/1", "l/2"]).await;
     store.delete("l/2");
     store.delete("l/1");
@@ -450,10 +428,7 @@ async fn compaction_wakes_no_waiter_and_loses_none() {
     let store = store_with(&[1, 2]);
     let mut client = LockClient::new(connect(store.clone(), Options::default()).await);
     client.lock(lock(1)).await.expect("locked");
-    let waiting = tokio::spawn({
-        let mut client = client.clone();
-        async move { client.lock(lock(2)).await }
-    });
+    let waiting = ask(&client, 2);
     keys_become(&store, &["l/1", "l/2"]).await;
     store.put_one("other", "1");
     store.state().compacted = 4;
